@@ -1,0 +1,5 @@
+"""`foregate compare`."""
+
+
+def command() -> None:
+    """To be written."""

@@ -1,0 +1,5 @@
+"""`foregate demo`."""
+
+
+def command() -> None:
+    """To be written."""

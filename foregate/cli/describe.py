@@ -1,0 +1,5 @@
+"""`foregate describe`."""
+
+
+def command() -> None:
+    """To be written."""

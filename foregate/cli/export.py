@@ -1,0 +1,5 @@
+"""`foregate export`."""
+
+
+def command() -> None:
+    """To be written."""

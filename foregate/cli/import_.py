@@ -1,0 +1,5 @@
+"""`foregate import`."""
+
+
+def command() -> None:
+    """To be written."""

@@ -1,0 +1,5 @@
+"""`foregate record`."""
+
+
+def command() -> None:
+    """To be written."""

@@ -1,0 +1,58 @@
+"""From the text a user types to an object: "rules:order=3" -> Rules(order=3). Registries are plain dicts."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from foregate.errors import ChoiceError
+
+T = TypeVar("T")
+
+
+def split_list(text: str) -> list[str]:
+    """Split "rules:order=3,smoothing=1,tokens" into its components; a bare `name=value` belongs to the one before."""
+    parts: list[str] = []
+    for piece in (p.strip() for p in text.split(",")):
+        if parts and "=" in piece and ":" not in piece.split("=", 1)[0]:
+            parts[-1] += "," + piece
+        elif piece:
+            parts.append(piece)
+    return parts
+
+
+def build(registry: Mapping[str, type[T]], text: str, **defaults: Any) -> T:
+    """Make the component that `text` names.
+
+    `defaults` fill fields that the text leaves open; those the class does not have are left out.
+
+    Raises: ChoiceError for an unknown name, option or value.
+    """
+    name, _, options = text.partition(":")
+    if name not in registry:
+        raise ChoiceError(f"there is no {name!r}; choose one of {', '.join(sorted(registry))}")
+    kind = registry[name]
+    hints = get_type_hints(kind)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    values = {key: value for key, value in defaults.items() if key in fields}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if key not in fields or not equals:
+            known = ", ".join(f"{f}=" for f in fields) or "no options"
+            raise ChoiceError(f"{name} does not take {option!r}; it takes {known}")
+        values[key] = _convert(name, key, value, fields[key])
+    return kind(**values)
+
+
+def describe(component: Any) -> dict[str, Any]:
+    """The constructor's values of a component, as JSON can hold them."""
+    return {f.name: getattr(component, f.name) for f in dataclasses.fields(component) if f.init}
+
+
+def _convert(name: str, key: str, value: str, hint: Any) -> Any:
+    kinds = getattr(hint, "__args__", (hint,))
+    try:
+        if bool in kinds:
+            return {"true": True, "false": False}[value.lower()]
+        return next(k for k in (int, float, str) if k in kinds)(value)
+    except (ValueError, KeyError, StopIteration):
+        raise ChoiceError(f"{name}:{key}={value!r} is not a {getattr(hint, '__name__', hint)}") from None

@@ -1,0 +1,1 @@
+"""Predictors: estimators that say which experts a later layer will need."""

@@ -1,0 +1,42 @@
+"""What every predictor is. The interface only: no state, no implementation."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, Self
+
+from foregate.arrays import Bool, Float32
+from foregate.history import Query
+from foregate.traces.schema import Trace
+
+Need = Literal["token_id", "ranked", "weights", "hidden"]
+
+
+class Predictor(ABC):
+    """Scores the experts of a layer that has not been routed yet.
+
+    An implementation is a final dataclass: the constructor stores, `fit` learns and returns self, learned attributes
+    end in `_` and are numpy arrays (or dicts of arrays by name), so that any predictor can be saved and loaded.
+    """
+
+    probabilities: ClassVar[bool]
+    """Scores are non-negative and sum to one over experts: the share of the routed set expected on each."""
+
+    needs: ClassVar[frozenset[Need]]
+    """What a trace must hold for this predictor to work at all."""
+
+    @abstractmethod
+    def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
+        """Learn from a trace; `validation` may be used to choose, never to count.
+
+        Only `trace.answers_at(layer)` may be learned as an answer.
+        """
+
+    @abstractmethod
+    def predict(self, query: Query) -> Float32:
+        """Scores [N, E], higher = sooner needed; ties are broken by the lower expert id.
+
+        Row n depends on its own token and routed sets and on the first `seen[n]` tokens of the past, nothing else.
+        """
+
+    @abstractmethod
+    def covers(self, query: Query) -> Bool:
+        """[N] whether the predictor's own mechanism answers the row, rather than its back-off."""

@@ -1,0 +1,1 @@
+"""Traces: what a model really routed. Schema, storage, recording and importing."""
