@@ -1,1 +1,21 @@
-"""Predictors: estimators that say which experts a later layer will need."""
+"""Predictors: estimators that say which experts a later layer will need. One registry, a plain dict."""
+
+from foregate.predictors.base import Predictor
+from foregate.predictors.counting import Chance, Cooccur, Popularity, Previous, Repeat
+from foregate.predictors.gates import NextGate
+from foregate.predictors.lookup import Rules, Tokens
+from foregate.predictors.memory import Memory
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    "chance": Chance,
+    "popularity": Popularity,
+    "previous": Previous,
+    "repeat": Repeat,
+    "cooccur": Cooccur,
+    "tokens": Tokens,
+    "rules": Rules,
+    "memory": Memory,
+    "next-gate": NextGate,
+}
+BASELINES = ("chance", "popularity", "previous", "tokens")
+"""In every leaderboard, whatever was asked for (where the trace holds what they need)."""

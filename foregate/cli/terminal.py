@@ -1,0 +1,113 @@
+"""What several commands print alike: warnings, a progress bar, the leaderboard as a table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from foregate.evaluation import Measure
+
+PERCENT = ("top1", "top2", "recall", "exact_set", "coverage")
+
+
+def warn(text: str) -> None:
+    """One yellow line on standard error."""
+    Console(stderr=True).print(f"warning: {text}", style="yellow", highlight=False)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error; gives `advance(what, share of all work)`."""
+    columns = (TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+        yield lambda what, share: progress.update(task, description=what, advance=share)
+
+
+def leaderboards(measures: Sequence[Measure]) -> Iterator[Table]:
+    """For each distance: how often each predictor is right, and how sure and how dear it is; the best recall first."""
+    for distance in sorted({m.distance for m in measures if m.distance is not None}):
+        cells = {
+            (m.predictor, m.metric, m.budget): m for m in measures if m.layer is None and m.distance in (None, distance)
+        }
+        main = _main_budget(list(cells.values()))
+        names = sorted({key[0] for key in cells}, key=lambda name: -cells[name, "recall", main].value)
+        budgets = sorted({key[2] for key in cells if key[2] is not None})
+        leaks = " - LEAKS" if measures[0].leaks else ""
+        title = f"{distance} layer{'s' if distance > 1 else ''} ahead: how often right, in % (measured{leaks})"
+        right: list[Column] = [
+            ("top1", None),
+            ("top2", None),
+            *(("recall", b) for b in budgets),
+            ("exact_set", None),
+            ("coverage", None),
+        ]
+        yield _table(title, names, right, cells, interval=("recall", main))
+        cost: list[Column] = [(m, None) for m in ("log_loss", "calibration_error", "predict_us", "fit_s", "bytes")]
+        yield _table("how sure, and at what cost", names, cost, cells, interval=("log_loss", None))
+
+
+Cells = dict[tuple[str, str, int | None], Measure]
+Column = tuple[str, int | None]
+
+
+def _table(title: str, names: list[str], columns: list[Column], cells: Cells, *, interval: Column) -> Table:
+    columns = [c for c in columns if any((name, *c) in cells for name in names)]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("predictor", no_wrap=True)
+    for column in columns:
+        table.add_column(_heading(*column), justify="right", no_wrap=True)
+    for name in names:
+        values = [_text(cells.get((name, *c)), with_interval=c == interval) for c in columns]
+        leaks = next(cells[key].leaks for key in cells if key[0] == name)
+        table.add_row(name + (" (leaks)" if leaks else ""), *values)
+    return table
+
+
+def _main_budget(measures: list[Measure]) -> int | None:
+    """The budget that is asked for in every comparison, k: the one whose interval is shown."""
+    recall = [m for m in measures if m.metric == "recall"]
+    return recall[0].top_k if recall else None
+
+
+def _heading(metric: str, budget: int | None) -> str:
+    names = {
+        "top1": "top-1",
+        "top2": "top-2",
+        "recall": f"recall@{budget}",
+        "exact_set": "exact",
+        "log_loss": "log-loss",
+        "calibration_error": "calib. error",
+        "coverage": "cover",
+        "predict_us": "us",
+        "fit_s": "fit s",
+        "bytes": "size",
+    }
+    return names[metric]
+
+
+def _text(measure: Measure | None, *, with_interval: bool) -> str:
+    if measure is None:
+        return "-"
+    if measure.metric == "bytes":
+        return file_size(int(measure.value))
+    if measure.metric == "predict_us":
+        return f"{measure.value:.0f}"
+    scale, digits = (100, 1) if measure.metric in PERCENT else (1, 3 if measure.metric != "fit_s" else 1)
+    text = f"{measure.value * scale:.{digits}f}"
+    if with_interval and measure.low is not None and measure.high is not None:
+        text += f" [{measure.low * scale:.{digits}f}, {measure.high * scale:.{digits}f}]"
+    return text
+
+
+def file_size(size: int) -> str:
+    """Bytes as a short text."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"

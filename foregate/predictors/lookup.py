@@ -1,0 +1,146 @@
+"""Predictors that look a context up in a table, and back off where it was never seen: token ids, chains of primaries."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Self, final
+
+import numpy as np
+
+from foregate.arrays import Bool, Float32, Int, Int64
+from foregate.history import Query
+from foregate.predictors.base import Need, Predictor
+from foregate.predictors.counting import everywhere, layer_frequency
+from foregate.predictors.tables import CountTable, contexts_of
+from foregate.traces.schema import Trace
+
+
+@final
+@dataclass
+class Tokens(Predictor):
+    """The experts that this token id used before, in the target layer; layer frequency for ids never seen.
+
+    smoothing  pseudo-counts of layer frequency
+    """
+
+    smoothing: float = 1.0
+    frequency_: Float32 = field(init=False, repr=False)
+    keys_: Int64 = field(init=False, repr=False)
+    starts_: Int64 = field(init=False, repr=False)
+    experts_: Int = field(init=False, repr=False)
+    counts_: Float32 = field(init=False, repr=False)
+    probabilities: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"token_id"})
+
+    def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
+        layers = trace.spec.num_layers
+        self.frequency_ = layer_frequency(trace)
+        observations = ((self._keys(trace.token_id, t, layers), trace.answers_at(t)) for t in range(layers))
+        table = CountTable.count(observations, trace.spec.num_experts)
+        self.keys_, self.starts_, self.experts_, self.counts_ = table.keys, table.starts, table.experts, table.counts
+        return self
+
+    def predict(self, query: Query) -> Float32:
+        prior = np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
+        keys = self._keys(query.token_id, query.target, query.spec.num_layers)
+        return self._table().blend(keys, prior, self.smoothing)
+
+    def covers(self, query: Query) -> Bool:
+        return self._table().seen(self._keys(query.token_id, query.target, query.spec.num_layers))
+
+    def _table(self) -> CountTable:
+        return CountTable(self.keys_, self.starts_, self.experts_, self.counts_)
+
+    @staticmethod
+    def _keys(token_id: Int, target: int, layers: int) -> Int64:
+        return np.where(token_id < 0, -1, token_id.astype(np.int64) * layers + target)
+
+
+@final
+@dataclass
+class Rules(Predictor):
+    """Lookup rules on primaries: (layer, primaries of the last `order` layers) -> next primary, with back-off from the
+    longest context that was seen to shorter ones, at last to layer frequency.
+
+    order      longest context, in layers
+    smoothing  pseudo-counts of the shorter context's answer; 0 = a plain majority vote, as published
+    horizon    the largest distance it learns
+
+    Source: "Cross-Layer Routing Patterns for MoE Optimization", levels 1 to 3; the back-off is what it recommends.
+    """
+
+    order: int = 3
+    smoothing: float = 1.0
+    horizon: int = 1
+    frequency_: Float32 = field(init=False, repr=False)
+    keys_: dict[str, Int64] = field(init=False, repr=False)
+    starts_: dict[str, Int64] = field(init=False, repr=False)
+    experts_: dict[str, Int] = field(init=False, repr=False)
+    counts_: dict[str, Float32] = field(init=False, repr=False)
+    probabilities: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"ranked"})
+
+    def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
+        assert trace.primary is not None
+        primary = trace.primary
+        answers = primary if trace.answers is None else np.where(trace.answers, primary, -1)
+        self.frequency_ = _primary_frequency(answers, trace.spec.num_experts)
+        self.keys_, self.starts_, self.experts_, self.counts_ = {}, {}, {}, {}
+        for order in range(1, self.order + 1):
+            table = CountTable.count(self._observations(primary, answers, order, trace), trace.spec.num_experts)
+            name = str(order)
+            self.keys_[name], self.starts_[name] = table.keys, table.starts
+            self.experts_[name], self.counts_[name] = table.experts, table.counts
+        return self
+
+    def predict(self, query: Query) -> Float32:
+        scores = np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
+        primaries = _primaries(query)
+        for order in range(1, self.order + 1):
+            contexts = self._contexts(primaries, query.layer, query.target, order, query.spec.num_experts)
+            if contexts is not None:
+                scores = self._table(order).blend(contexts, scores, self._strength())
+        return scores
+
+    def covers(self, query: Query) -> Bool:
+        contexts = self._contexts(_primaries(query), query.layer, query.target, 1, query.spec.num_experts)
+        return ~everywhere(query) if contexts is None else self._table(1).seen(contexts)
+
+    def _strength(self) -> float:
+        # A pinch of the shorter context keeps every expert's probability above zero without changing a majority.
+        return self.smoothing or 1e-3
+
+    def _table(self, order: int) -> CountTable:
+        name = str(order)
+        return CountTable(self.keys_[name], self.starts_[name], self.experts_[name], self.counts_[name])
+
+    def _observations(self, primary: Int, answers: Int, order: int, trace: Trace) -> Iterator[tuple[Int64, Int]]:
+        for distance in range(1, self.horizon + 1):
+            for target in range(distance, trace.spec.num_layers):
+                layer = target - distance
+                contexts = self._contexts(primary[:, : layer + 1], layer, target, order, trace.spec.num_experts)
+                if contexts is not None:
+                    yield contexts, answers[:, target, None]
+
+    def _contexts(self, primaries: Int, layer: int, target: int, order: int, num_experts: int) -> Int64 | None:
+        """[N] the last `order` primaries as one integer that also holds target and distance."""
+        if order > layer + 1 or target - layer > self.horizon:
+            return None
+        base = num_experts + 1
+        context = contexts_of(primaries[:, layer + 1 - order : layer + 1], base)
+        place = (target * self.horizon + target - layer - 1) * base**order
+        return np.where(context < 0, -1, context + place)
+
+
+def _primary_frequency(primary: Int, num_experts: int) -> Float32:
+    shares = np.stack([np.bincount(p[p >= 0], minlength=num_experts) + 1.0 for p in primary.T])
+    frequency: Float32 = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return frequency
+
+
+def _primaries(query: Query) -> Int:
+    """[N, layer + 1] the routed expert with the largest weight."""
+    if query.weights is None:
+        return query.routed[:, :, 0]
+    best = np.where(query.routed >= 0, query.weights, -np.inf).argmax(axis=2)[:, :, None]
+    primaries: Int = np.take_along_axis(query.routed, best, axis=2)[:, :, 0]
+    return primaries
