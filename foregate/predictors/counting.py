@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self, final
 
 import numpy as np
-from numba import njit
 
-from foregate.arrays import Bool, Float32, Float64, Int
+from foregate.arrays import Bool, Float32, Int
+from foregate.cooccurrence import count_pairs
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.traces.schema import Trace
@@ -142,15 +142,13 @@ class Cooccur(Predictor):
         self.frequency_ = layer_frequency(trace)
         shape = (self.horizon, spec.num_layers, spec.num_experts + 1, spec.num_experts)
         self.follows_ = np.zeros(shape, dtype=np.float32)
-        for target in range(1, spec.num_layers):
-            answers = trace.answers_at(target)
-            for distance in range(1, min(self.horizon, target) + 1):
-                counts = np.zeros((spec.num_experts, spec.num_experts))
-                _count_pairs(trace.experts[:, target - distance], answers, counts)
-                counts += self.smoothing * self.frequency_[target]
-                table = self.follows_[distance - 1, target]
-                table[:-1] = counts / counts.sum(axis=1, keepdims=True)
-                table[-1] = self.frequency_[target]
+        self.follows_[:, :, -1] = self.frequency_
+        routed = np.ascontiguousarray(trace.experts.swapaxes(0, 1))
+        answers = np.stack([trace.answers_at(layer) for layer in range(spec.num_layers)])
+        for distance in range(1, min(self.horizon, spec.num_layers - 1) + 1):
+            counts = count_pairs(routed[:-distance], answers[distance:], spec.num_experts)
+            smoothed = counts + self.smoothing * self.frequency_[distance:, None, :]
+            self.follows_[distance - 1, distance:, :-1] = smoothed / smoothed.sum(axis=2, keepdims=True)
         return self
 
     def predict(self, query: Query) -> Float32:
@@ -166,13 +164,3 @@ class Cooccur(Predictor):
 
     def _learned(self, query: Query) -> bool:
         return query.layer >= 0 and query.distance <= self.horizon
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _count_pairs(before: Int, after: Int, counts: Float64) -> None:
-    """Add how often each expert of before [T, k] came with each of after [T, k] to counts [E, E]."""
-    for t in range(before.shape[0]):
-        for i in range(before.shape[1]):
-            for j in range(after.shape[1]):
-                if before[t, i] >= 0 and after[t, j] >= 0:
-                    counts[before[t, i], after[t, j]] += 1

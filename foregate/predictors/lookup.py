@@ -1,4 +1,4 @@
-"""Predictors that look a context up in a table, and back off where it was never seen: token ids, chains of primaries."""
+"""Predictors that look a context up in a table, backing off where it was never seen: token ids, chains of primaries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
