@@ -97,11 +97,15 @@ def show(found: Comparison) -> None:
     console.print(
         f"Measured on {found.prompts} test prompts of {first.trace}, split by {first.split}{removed}; replayed as "
         f"{first.replay}. Means over layers, with [95 % intervals] bootstrapped over prompts. recall@b: share of the "
-        "routed set among b fetched experts; log-loss: 1 is chance; cover: rows answered without back-off; us: one "
-        "prediction for one token.",
+        "routed set among b fetched experts; cover: % of rows answered without back-off; log-loss: 1 is chance; "
+        "calib.: mean gap between confidence and hit rate; us: one prediction for one token.",
         style="dim",
         highlight=False,
     )
+    if first.replay == "recorded" and any(m.metric == "coverage" and m.value == 0 for m in found.measures):
+        console.print(
+            "Tokens of one prefill pass cannot see each other; --as decode replays them one by one.", style="dim"
+        )
     for name, reason in found.skipped.items():
         console.print(f"{name} was left out: {reason}", style="dim", highlight=False)
     if first.self_check is not None and first.self_check < 1:

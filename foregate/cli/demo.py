@@ -1,5 +1,132 @@
-"""`foregate demo`."""
+"""`foregate demo`: the whole loop on the embedded model, by calling the other commands and saying what it calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PROMPTS = Path(__file__).parent.parent / "data" / "demo_prompts.jsonl"
+EMBEDDED = Path(__file__).parent.parent.parent / "models" / "tiny"
+NEW_TOKENS = 40  # to write after each prompt: enough decoding to learn from, and the demo stays short
+BATCH = 4
+DISTANCES = "1,2,4"
+FOLDS = 5  # every prompt is tested once; one split would test seven prompts
 
 
-def command() -> None:
-    """To be written."""
+def command(
+    out: Annotated[Path, typer.Option(help="Folder to write to; earlier demo results in it are replaced.")] = Path(
+        "demo"
+    ),
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of another Mixture-of-Experts model.  [default: models/tiny]")
+    ] = None,
+) -> None:
+    """Record a small model, describe its routing, compare all predictors, and make a report page. Takes a minute or two.
+
+    Example: foregate demo --out demo/
+    """
+    import time
+
+    from rich.console import Console
+
+    from foregate.cli import compare, describe, record
+    from foregate.errors import need
+
+    for module, extra in (("torch", "models"), ("transformers", "models"), ("plotly", "report")):
+        need(module, extra)  # before minutes of work, not after
+    folder = find_model(model)
+    trace, results, page = out / "trace.parquet", out / "results.json", out / "report.html"
+    console = Console()
+    began = time.monotonic()
+
+    record_options = {"max_new_tokens": NEW_TOKENS, "batch_size": BATCH}
+    commands = [
+        _say(console, "1. Record which experts every token goes to.", _record_line(folder, trace)),
+    ]
+    record.command(str(folder), str(PROMPTS), trace, hidden=True, overwrite=True, **record_options)
+    commands.append(_say(console, "2. Describe what was recorded.", _line("describe", trace)))
+    describe.command(trace)
+    line = _line("compare", trace, "--folds", FOLDS, "--distance", DISTANCES, "--json", results)
+    commands.append(_say(console, "3. Compare all predictors on prompts that they were not fitted on.", line))
+    compare.command([trace], folds=FOLDS, distance=DISTANCES, json=results)
+    _say(console, "4. Put it all on one page.", None)
+    write_page(trace, results, page, commands)
+    _conclude(console, page, results, trace, time.monotonic() - began)
+
+
+def find_model(asked: Path | None) -> Path:
+    """The folder of the model to record.
+
+    Raises: ModelError where there is none.
+    """
+    from foregate.errors import ModelError
+
+    folder = asked or EMBEDDED
+    if (folder / "config.json").is_file():
+        return folder
+    if asked is not None:
+        raise ModelError(f"{asked} holds no config.json; give --model the folder of a model that transformers can read")
+    raise ModelError(
+        f"the embedded model is not at {folder} (it comes with the source, not with the installed package); "
+        "pass --model FOLDER, the folder of any Mixture-of-Experts model"
+    )
+
+
+def write_page(trace: Path, results: Path, page: Path, commands: list[str]) -> None:
+    """The report page from a trace and the rows that `compare --json` wrote."""
+    from json import loads
+
+    from foregate.description import describe
+    from foregate.evaluation import Measure
+    from foregate.report.page import build_page
+    from foregate.traces.storage import read_trace, replacing
+
+    measures = [Measure(**row) for row in loads(results.read_text(encoding="utf-8"))]
+    described = describe(read_trace(trace, hidden=False))
+    title = f"What the routing of {Path(described.spec.model).name} gives away"
+    html = build_page([described], measures, title=title, commands=commands)
+    with replacing(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _record_line(folder: Path, trace: Path) -> str:
+    options = ("--max-new-tokens", NEW_TOKENS, "--batch-size", BATCH, "--hidden", "--overwrite")
+    return _line("record", folder, "--prompts", PROMPTS, "-o", trace, *options)
+
+
+def _line(*words: object) -> str:
+    """The command line as the user would type it here."""
+    import shlex
+
+    return shlex.join(["foregate", *(str(_near(w) if isinstance(w, Path) else w) for w in words)])
+
+
+def _near(path: Path) -> Path:
+    """Relative where it lies below the current folder."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def _say(console: Console, what: str, line: str | None) -> str:
+    console.print()
+    console.print(what, style="bold", highlight=False)
+    if line is not None:
+        console.print(f"$ {line}", style="cyan", highlight=False, markup=False, soft_wrap=True)
+    return line or ""
+
+
+def _conclude(console: Console, page: Path, results: Path, trace: Path, seconds: float) -> None:
+    rows = (
+        (page, f"open it in a browser: {page.resolve().as_uri()}"),
+        (results, "every number of the page, a row each"),
+        (trace, f"yours to explore: {_line('describe', trace)} --json -"),
+    )
+    console.print(f"Done in {seconds:.0f} s. Where to look next:", style="bold", highlight=False)
+    for path, what in rows:
+        console.print(f"  {_near(path)}  {what}", highlight=False, markup=False, soft_wrap=True)
+    console.print("  foregate record --help  how to record a model of your own", highlight=False, soft_wrap=True)

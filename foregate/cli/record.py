@@ -1,5 +1,121 @@
-"""`foregate record`."""
+"""`foregate record`: run a model on prompts and keep which experts it used."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def command() -> None:
-    """To be written."""
+def command(
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face name of a Mixture-of-Experts model.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="A .txt (one prompt a line) or .jsonl file (prompt, question or text), also .gz or .xz; humaneval, "
+            "gsm8k, wikitext, squad or glue/TASK from the hub; or NAME=FILE, a local copy of one of these."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The trace to write, a Parquet file.")],
+    *,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write after each prompt; 0 = prefill only.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Prompts in one forward pass.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Cut prompts to N tokens.")] = None,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Keep router inputs too, as float16; large.")] = False,
+    weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Keep the experts' weights.")] = True,
+    stack: Annotated[str, typer.Option(help="encoder, decoder or both, of a model that has both.")] = "both",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16 or float64.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")] = None,
+    padding: Annotated[str | None, typer.Option(help="left or right; right only with --max-new-tokens 0.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
+    prompt_lookup: Annotated[int | None, typer.Option(help="Guess N tokens ahead from the prompt itself.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped recording.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
+) -> None:
+    """Run a model on prompts and record which experts each token was sent to.
+
+    What is recorded is the decision that ran, not one worked out from router logits; a share of it is checked by
+    re-running the routers. A stopped recording keeps all it flushed and goes on with --resume.
+
+    Example: foregate record models/tiny --prompts prompts.txt -o tiny.parquet --max-new-tokens 64
+    """
+    from foregate.errors import ChoiceError
+    from foregate.models import load
+    from foregate.traces.prompts import read_prompts
+    from foregate.traces.record_transformers import Options, record
+
+    if stack not in ("both", "encoder", "decoder"):
+        raise ChoiceError(f"--stack is {stack!r}; it must be encoder, decoder or both")
+    options = Options(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        padding=padding,
+        stack=None if stack == "both" else stack,
+        hidden=hidden,
+        weights=weights,
+        sample=sample,
+        temperature=temperature,
+        seed=seed,
+        prompt_lookup=prompt_lookup,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+    texts = read_prompts(prompts, limit)
+    console = Console(stderr=True)
+    with console.status(f"loading {model}"):
+        loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    with _progress(console) as bar:
+        files = record(
+            loaded,
+            tokenizer,
+            texts,
+            output,
+            options,
+            name=model,
+            source=prompts,
+            resume=resume,
+            overwrite=overwrite,
+            progress=_Advance(bar, len(texts)),
+        )
+    for file in files:
+        _tell(file)
+
+
+class _Advance:
+    """Moves the bar on; the speed counts tokens of this run only."""
+
+    def __init__(self, bar: Progress, prompts: int) -> None:
+        self._bar, self._tokens, self._began = bar, 0, time.monotonic()
+        self._task = bar.add_task("recording", total=prompts, speed="")
+
+    def __call__(self, prompts: int, tokens: int) -> None:
+        self._tokens += tokens
+        speed = self._tokens / max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(self._task, completed=prompts, speed=f"{speed:,.0f} tokens/s")
+
+
+def _progress(console: Console) -> Progress:
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts")]
+    return Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console)
+
+
+def _tell(file: Path) -> None:
+    from foregate.traces.storage import read_trace
+
+    trace = read_trace(file, hidden=False)
+    spec, check = trace.spec, trace.provenance.settings["self_check"]
+    share = trace.provenance.self_check
+    told = "no router was re-run" if share is None else f"{share:.2%} of the ids came again from the routers"
+    print(f"{file}: {len(trace):,} tokens of {len(trace.prompts):,} prompts ({file.stat().st_size:,} bytes)")
+    print(f"  {spec.stack}: {spec.num_layers} mixture layers, {spec.top_k} of {spec.num_experts} experts")
+    print(f"  self-check: {told} ({check['tokens']:,} of {check['carried']:,} tokens checked)")
+    for note in trace.provenance.notes:
+        print(f"  note: {note}")
+    print(f"  next: foregate describe {file}")

@@ -43,10 +43,11 @@ def leaderboards(measures: Sequence[Measure]) -> Iterator[Table]:
             ("top2", None),
             *(("recall", b) for b in budgets),
             ("exact_set", None),
-            ("coverage", None),
         ]
         yield _table(title, names, right, cells, interval=("recall", main))
-        cost: list[Column] = [(m, None) for m in ("log_loss", "calibration_error", "predict_us", "fit_s", "bytes")]
+        cost: list[Column] = [
+            (m, None) for m in ("coverage", "log_loss", "calibration_error", "predict_us", "fit_s", "bytes")
+        ]
         yield _table("how sure, and at what cost", names, cost, cells, interval=("log_loss", None))
 
 
@@ -57,7 +58,7 @@ Column = tuple[str, int | None]
 def _table(title: str, names: list[str], columns: list[Column], cells: Cells, *, interval: Column) -> Table:
     columns = [c for c in columns if any((name, *c) in cells for name in names)]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("predictor", no_wrap=True)
+    table.add_column("predictor", max_width=18, overflow="fold")
     for column in columns:
         table.add_column(_heading(*column), justify="right", no_wrap=True)
     for name in names:
@@ -80,7 +81,7 @@ def _heading(metric: str, budget: int | None) -> str:
         "recall": f"recall@{budget}",
         "exact_set": "exact",
         "log_loss": "log-loss",
-        "calibration_error": "calib. error",
+        "calibration_error": "calib.",
         "coverage": "cover",
         "predict_us": "us",
         "fit_s": "fit s",
