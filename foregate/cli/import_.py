@@ -100,12 +100,14 @@ def _without_weights(trace: Trace) -> Trace:
 
 def _summary(trace: Trace, output: Path, meter: Meter) -> str:
     from foregate.cli.terminal import file_size
+    from foregate.traces.importers.interface import plural
 
     spec = trace.spec
     complete = int((trace.experts >= 0).all(axis=(1, 2)).sum())
     size = output.stat().st_size
     return (
-        f"wrote {output}: {len(trace):,} tokens ({complete:,} complete), {len(trace.prompts):,} prompts, "
-        f"{spec.num_layers} layers, {spec.top_k} of {spec.num_experts} experts; {file_size(size)}, "
+        f"wrote {output}: {plural(len(trace), 'token')} ({complete:,} complete), "
+        f"{plural(len(trace.prompts), 'prompt')}, {plural(spec.num_layers, 'layer')}, "
+        f"{spec.top_k} of {spec.num_experts} experts; {file_size(size)}, "
         f"1/{meter.text / size:.1f} of the source's {file_size(meter.text)} (decompressed)"
     )

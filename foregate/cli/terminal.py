@@ -22,7 +22,9 @@ def warn(text: str) -> None:
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
     """A bar on standard error; gives `advance(what, share of all work)`."""
     columns = (TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress:
         task = progress.add_task(title, total=1.0)
         yield lambda what, share: progress.update(task, description=what, advance=share)
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from foregate.traces.schema import Prompt, Provenance, Trace, check, concat, sma
 
 FORMAT = 1
 METADATA = b"foregate"
+CHECKSUM = b"foregate.crc32"
 PART = ".partial"
 SCALARS = ("sequence", "position", "step", "token_id")
 LISTS = ("experts", "weights", "hidden")
@@ -45,7 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise StorageError(f"cannot write {path}: {os.strerror(error.errno)}; nothing was left behind") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have come to be
+            temporary.unlink()
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -127,6 +130,7 @@ def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=["sequence", "step", "experts.list.element"],
         column_encoding={**floats, "position": "DELTA_BINARY_PACKED", "token_id": "PLAIN"},
         write_statistics=False,
+        write_page_checksum=True,  # a flipped bit is an error when read, not a different expert
         store_schema=True,
     )
 
@@ -148,24 +152,43 @@ def _metadata(trace: Trace) -> dict[bytes, bytes]:
         "provenance": asdict(trace.provenance),
         "prompts": [[p.name, p.dataset, p.prefill] for p in trace.prompts],
         "pieces": trace.pieces,
+        "tokens": len(trace),
     }
-    return {METADATA: json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()}
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    return {METADATA: text, CHECKSUM: b"%08x" % zlib.crc32(text)}
 
 
 def _read_file(path: Path, hidden: bool) -> Trace:
     try:
-        file = pq.ParquetFile(path)
-        metadata = (file.schema_arrow.metadata or {}).get(METADATA)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata = file.schema_arrow.metadata or {}
         names = [n for n in file.schema_arrow.names if hidden or n != "hidden"]
         table = file.read(columns=names)
+        if METADATA not in metadata:
+            raise TraceError(f"{path} is a Parquet file, but not a foregate trace; use `foregate import`")
+        trace = _decode(table, _values(metadata), path)
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TraceError(f"{path} is not a readable Parquet file ({reason}); record or import it again") from error
-    if metadata is None:
-        raise TraceError(f"{path} is a Parquet file, but not a foregate trace; use `foregate import`")
-    return check(_decode(table, json.loads(metadata), path), str(path))
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # whatever rot causes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TraceError(f"{path} is not a readable trace ({reason}); record or import it again") from error
+    return check(trace, str(path))
+
+
+def _values(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    text = metadata[METADATA]
+    right = b"%08x" % zlib.crc32(text)
+    if metadata.get(CHECKSUM, right) != right:
+        raise ValueError("its metadata does not match its checksum")
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def _decode(table: pa.Table, values: dict[str, Any], path: Path) -> Trace:
@@ -175,6 +198,7 @@ def _decode(table: pa.Table, values: dict[str, Any], path: Path) -> Trace:
     missing = [n for n in (*SCALARS, "experts") if n not in table.column_names]
     if missing:
         raise TraceError(f"{path} lacks the column {missing[0]}; record or import it again")
+    _refuse_rot(table, values)
     provenance = values["provenance"]
     lists = {n: _list_column(table, n, spec) if n in table.column_names else None for n in LISTS}
     assert lists["experts"] is not None
@@ -192,9 +216,24 @@ def _decode(table: pa.Table, values: dict[str, Any], path: Path) -> Trace:
     )
 
 
+def _refuse_rot(table: pa.Table, values: dict[str, Any]) -> None:
+    """What page checksums cannot see: names, nulls and the number of rows stand in the unprotected footer."""
+    strange = set(table.column_names) - {*SCALARS, *LISTS}
+    if strange:
+        raise ValueError(f"there is no column {min(strange)!r} in a trace")
+    if any(table.schema.field(name).type != pa.int32() for name in SCALARS):
+        raise ValueError("its columns are not of their types")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("it holds nulls")
+    if table.num_rows != values.get("tokens", table.num_rows):
+        raise ValueError(f"it holds {table.num_rows} of {values['tokens']} tokens")
+
+
 def _list_column(table: pa.Table, name: str, spec: MoESpec) -> Any:
     chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in table.column(name).chunks]
     flat = np.concatenate(chunks) if len(chunks) != 1 else chunks[0]
+    if flat.dtype.kind not in "if":
+        raise ValueError(f"{name} holds nulls")
     return flat.reshape(table.num_rows, spec.num_layers, -1)
 
 
