@@ -15,6 +15,7 @@ EMBEDDED = Path(__file__).parent.parent.parent / "models" / "tiny"
 NEW_TOKENS = 40  # to write after each prompt: enough decoding to learn from, and the demo stays short
 BATCH = 4
 DISTANCES = "1,2,4"
+SMALL = 100_000_000  # bytes of weights
 FOLDS = 5  # every prompt is tested once; one split would test seven prompts
 
 
@@ -26,7 +27,7 @@ def command(
         Path | None, typer.Option(help="Folder of another Mixture-of-Experts model.  [default: models/tiny]")
     ] = None,
 ) -> None:
-    """Record a small model, describe its routing, compare all predictors, and make a report page. Takes a minute or two.
+    """Record a small model, describe its routing, compare all predictors, and make a report page: a minute or two.
 
     Example: foregate demo --out demo/
     """
@@ -39,16 +40,22 @@ def command(
 
     for module, extra in (("torch", "models"), ("transformers", "models"), ("plotly", "report")):
         need(module, extra)  # before minutes of work, not after
-    folder = find_model(model)
+    folder = _near(find_model(model))
     trace, results, page = out / "trace.parquet", out / "results.json", out / "report.html"
     console = Console()
     began = time.monotonic()
 
-    record_options = {"max_new_tokens": NEW_TOKENS, "batch_size": BATCH}
-    commands = [
-        _say(console, "1. Record which experts every token goes to.", _record_line(folder, trace)),
-    ]
-    record.command(str(folder), str(PROMPTS), trace, hidden=True, overwrite=True, **record_options)
+    _quiet(folder)
+    commands = [_say(console, "1. Record which experts every token goes to.", _record_line(folder, trace))]
+    record.command(
+        str(folder),
+        str(_near(PROMPTS)),
+        trace,
+        max_new_tokens=NEW_TOKENS,
+        batch_size=BATCH,
+        hidden=True,
+        overwrite=True,
+    )
     commands.append(_say(console, "2. Describe what was recorded.", _line("describe", trace)))
     describe.command(trace)
     line = _line("compare", trace, "--folds", FOLDS, "--distance", DISTANCES, "--json", results)
@@ -75,6 +82,16 @@ def find_model(asked: Path | None) -> Path:
         f"the embedded model is not at {folder} (it comes with the source, not with the installed package); "
         "pass --model FOLDER, the folder of any Mixture-of-Experts model"
     )
+
+
+def _quiet(folder: Path) -> None:
+    """No bars but ours; one thread for a small model, which gains nothing from more and loses much on shared cores."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL:
+        torch.set_num_threads(1)
 
 
 def write_page(trace: Path, results: Path, page: Path, commands: list[str]) -> None:
@@ -126,7 +143,7 @@ def _conclude(console: Console, page: Path, results: Path, trace: Path, seconds:
         (results, "every number of the page, a row each"),
         (trace, f"yours to explore: {_line('describe', trace)} --json -"),
     )
-    console.print(f"Done in {seconds:.0f} s. Where to look next:", style="bold", highlight=False)
+    console.print(f"\nDone in {seconds:.0f} s. Where to look next:", style="bold", highlight=False)
     for path, what in rows:
         console.print(f"  {_near(path)}  {what}", highlight=False, markup=False, soft_wrap=True)
     console.print("  foregate record --help  how to record a model of your own", highlight=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""How the page writes numbers: one way for each metric. No HTML."""
+
+from foregate.evaluation import Measure
+
+PERCENT = frozenset({"top1", "top2", "recall", "exact_set", "coverage"})
+LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error", "predict_us", "fit_s", "bytes"})
+NAMES = {
+    "top1": "top-1",
+    "top2": "top-2",
+    "recall": "recall",
+    "exact_set": "exact set",
+    "log_loss": "log-loss",
+    "calibration_error": "calib. error",
+    "coverage": "coverage",
+    "predict_us": "cost, \u00b5s",
+    "fit_s": "fit, s",
+    "bytes": "size",
+}
+
+
+def metric_name(metric: str, budget: int | None = None) -> str:
+    """What the page calls a metric."""
+    name = NAMES.get(metric, metric.replace("_", " "))
+    return name if budget is None else f"{name}@{budget}"
+
+
+def percent(share: float) -> str:
+    """0.6234 -> "62.3 %"."""
+    return f"{share * 100:.1f}\u00a0%"
+
+
+def size(count: float) -> str:
+    """Bytes in powers of 1000, three digits."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g}\u00a0{unit}"
+        count /= 1000
+    return f"{count:.3g}\u00a0GB"
+
+
+def value(metric: str, number: float) -> str:
+    """A metric's value with its unit."""
+    if metric in PERCENT:
+        return percent(number)
+    if metric == "bytes":
+        return size(number)
+    if metric == "predict_us":
+        return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+    if metric == "fit_s":
+        return f"{number:.3g}" if number >= 0.001 else "<\u00a00.001"
+    return f"{number:.3f}"
+
+
+def interval(measure: Measure) -> str:
+    """The 95 % interval as "[60.1, 64.9]"; empty where there is none."""
+    if measure.low is None or measure.high is None:
+        return ""
+    low, high = (value(measure.metric, v).removesuffix("\u00a0%") for v in (measure.low, measure.high))
+    return f"[{low}, {high}]"
