@@ -13,7 +13,14 @@ import foregate
 ROOT = Path(foregate.__file__).parent
 LEAVES = {"arrays", "errors", "spec", "components", "cooccurrence", "reuse"}
 # Each layer may import itself and those below it.
-ORDER = [LEAVES, {"models", "adapters"}, {"traces"}, {"splits", "history"}, {"predictors"}, {"evaluation", "description"}]
+ORDER = [
+    LEAVES,
+    {"models", "adapters"},
+    {"traces"},
+    {"splits", "history"},
+    {"predictors"},
+    {"evaluation", "description"},
+]
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "datasets", "plotly", "xgboost", "optuna", "pandas"}
 
 

@@ -27,8 +27,9 @@ def command(
     hidden: Annotated[bool, typer.Option("--hidden", help="Keep router inputs too, as float16; large.")] = False,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Keep the experts' weights.")] = True,
     stack: Annotated[str, typer.Option(help="encoder, decoder or both, of a model that has both.")] = "both",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16 or float64.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; 1 is fastest for tiny models.")] = None,
     padding: Annotated[str | None, typer.Option(help="left or right; right only with --max-new-tokens 0.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
@@ -47,7 +48,7 @@ def command(
 
     Example: foregate record models/tiny --prompts prompts.txt -o tiny.parquet --max-new-tokens 64
     """
-    from foregate.errors import ChoiceError
+    from foregate.errors import ChoiceError, need
     from foregate.models import load
     from foregate.traces.prompts import read_prompts
     from foregate.traces.record_transformers import Options, record
@@ -68,6 +69,8 @@ def command(
         max_prompt_tokens=max_prompt_tokens,
     )
     texts = read_prompts(prompts, limit)
+    if threads is not None:
+        need("torch", "models").set_num_threads(threads)
     console = Console(stderr=True)
     with console.status(f"loading {model}"):
         loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
