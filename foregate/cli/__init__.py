@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from foregate.cli import compare, demo, describe, export, import_, record
+from foregate.cli import compare, demo, describe, export, import_, journeys, realign, record, rules
 from foregate.errors import ForegateError
 
 app = typer.Typer(
@@ -18,6 +18,9 @@ app.command("record")(record.command)
 app.command("import")(import_.command)
 app.command("export")(export.command)
 app.command("describe")(describe.command)
+app.command("realign")(realign.command)
+app.command("journeys")(journeys.command)
+app.add_typer(rules.app, name="rules")
 app.command("compare")(compare.command)
 app.command("demo")(demo.command)
 

@@ -30,6 +30,9 @@ def command(
         str | None, typer.Option(help="The model's own numbers of its mixture layers, e.g. 1,3,5.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="What the prompts' data set is called.")] = None,
+    realign: Annotated[
+        bool, typer.Option("--realign", help="Move records that sit on a wrong token; see `foregate realign`.")
+    ] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the gate weights out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
@@ -68,6 +71,8 @@ def command(
         trace = IMPORTERS[form](
             sources, model=model, experts=experts, layers=_numbers(layers), dataset=dataset, meter=meter
         )
+    if realign:
+        trace = _realigned(trace)
     if no_weights and trace.weights is not None:
         trace = _without_weights(trace)
     write_trace(trace, output)
@@ -89,6 +94,16 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     if list(numbers) != sorted(set(numbers)):
         raise ChoiceError(f"--layers {text!r} is not in increasing order")
     return numbers
+
+
+def _realigned(trace: Trace) -> Trace:
+    from dataclasses import replace
+
+    from foregate.traces.realign import realign, short_layers
+
+    if short_layers(trace):
+        return realign(trace).trace
+    return replace(trace, provenance=trace.provenance.note("no layer is short: there was nothing to realign"))
 
 
 def _without_weights(trace: Trace) -> Trace:

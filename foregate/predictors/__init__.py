@@ -3,7 +3,7 @@
 from foregate.predictors.base import Predictor
 from foregate.predictors.counting import Chance, Cooccur, Popularity, Previous, Repeat
 from foregate.predictors.gates import NextGate
-from foregate.predictors.lookup import Rules, Tokens
+from foregate.predictors.lookup import Hybrid, Rules, Tokens
 from foregate.predictors.memory import Memory
 
 PREDICTORS: dict[str, type[Predictor]] = {
@@ -14,6 +14,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "cooccur": Cooccur,
     "tokens": Tokens,
     "rules": Rules,
+    "hybrid": Hybrid,
     "memory": Memory,
     "next-gate": NextGate,
 }

@@ -7,11 +7,17 @@ from typing import ClassVar, Self, final
 import numpy as np
 
 from foregate.arrays import Bool, Float32, Int, Int64
+from foregate.errors import ChoiceError
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.counting import everywhere, layer_frequency
+from foregate.predictors.levels import context, leading, named, packed
 from foregate.predictors.tables import CountTable, contexts_of
+from foregate.predictors.votes import Votes
 from foregate.traces.schema import Trace
+
+PINCH = 1e-3
+"""Pseudo-counts of a prior that fills the places of experts without a vote and never outvotes one."""
 
 
 @final
@@ -107,7 +113,7 @@ class Rules(Predictor):
 
     def _strength(self) -> float:
         # A pinch of the shorter context keeps every expert's probability above zero without changing a majority.
-        return self.smoothing or 1e-3
+        return self.smoothing or PINCH
 
     def _table(self, order: int) -> CountTable:
         name = str(order)
@@ -129,6 +135,95 @@ class Rules(Predictor):
         context = contexts_of(primaries[:, layer + 1 - order : layer + 1], base)
         place = (target * self.horizon + target - layer - 1) * base**order
         return np.where(context < 0, -1, context + place)
+
+
+@final
+@dataclass
+class Hybrid(Predictor):
+    """The study's rules as published: plain majority votes, ties to the first seen; the first of `levels` that has a
+    rule for the context answers alone. All other experts follow by how often they are the target layer's primary.
+
+    levels   which rules, the best first, joined by "-": 1, 2, 3, 4, path (see `levels`), or "mode" for none at all;
+             "3" alone is the study's level 3 with uncovered rows filled by layer frequency
+    horizon  the largest distance it learns; level 1 at distance 2, 4, 8 is the study's level 5
+
+    Source: "Cross-Layer Routing Patterns for MoE Optimization", which recommends 3-2-1 and does not measure it.
+    """
+
+    levels: str = "3-2-1"
+    horizon: int = 1
+    frequency_: Float32 = field(init=False, repr=False)
+    keys_: dict[str, Int64] = field(init=False, repr=False)
+    starts_: dict[str, Int64] = field(init=False, repr=False)
+    experts_: dict[str, Int] = field(init=False, repr=False)
+    counts_: dict[str, Float32] = field(init=False, repr=False)
+    probabilities: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"ranked"})
+
+    def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
+        ranked = leading(trace.experts, trace.weights)
+        answers = ranked[:, :, 0] if trace.answers is None else np.where(trace.answers, ranked[:, :, 0], -1)
+        self.frequency_ = _primary_frequency(answers, trace.spec.num_experts)
+        self.keys_, self.starts_, self.experts_, self.counts_ = {}, {}, {}, {}
+        for level in self._order():
+            if level == "4" and trace.spec.top_k < 2:
+                raise ChoiceError(f"level 4 needs a secondary expert; {trace.spec.model} routes to one")
+            table = self._count(level, ranked, answers, trace.spec.num_experts)
+            self.keys_[level], self.starts_[level] = table.keys, table.starts
+            self.experts_[level], self.counts_[level] = table.experts, table.counts
+        return self
+
+    def predict(self, query: Query) -> Float32:
+        prior = np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
+        scores = prior.copy()
+        open_rows = everywhere(query)
+        for level, contexts in self._contexts(query):
+            table = self._table(level)
+            answered = open_rows & table.seen(contexts)
+            scores[answered] = table.blend(contexts[answered], prior[answered], PINCH)
+            open_rows &= ~answered
+        return scores
+
+    def covers(self, query: Query) -> Bool:
+        if self.levels == "mode":
+            return everywhere(query)
+        seen = ~everywhere(query)
+        for level, contexts in self._contexts(query):
+            seen |= self._table(level).seen(contexts)
+        return seen
+
+    def _order(self) -> list[str]:
+        return [] if self.levels == "mode" else [named(level) for level in self.levels.split("-")]
+
+    def _count(self, level: str, ranked: Int, answers: Int, num_experts: int) -> CountTable:
+        """Votes as counts; of equal ones the first seen gets a fraction more, so that it leads."""
+        keys, follow = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for target in range(1, ranked.shape[1]):
+            for layer in range(max(0, target - self.horizon), target):
+                ids = context(level, ranked[:, : layer + 1])
+                if ids is not None:
+                    keys.append(packed(ids, self._place(layer, target), num_experts + 1))
+                    follow.append(answers[:, target].astype(np.int64))
+        votes = Votes.count(np.concatenate(keys), np.concatenate(follow), num_experts)
+        lead = 0.5 * (1 - votes.places() / num_experts)
+        counts = (votes.counts + lead).astype(np.float32)
+        return CountTable(votes.keys, votes.starts, votes.answers.astype(np.min_scalar_type(num_experts)), counts)
+
+    def _contexts(self, query: Query) -> Iterator[tuple[str, Int64]]:
+        """The levels that have a context for this query, the best first, and each row's."""
+        if query.distance > self.horizon:
+            return
+        ranked = leading(query.routed, query.weights)
+        for level in self._order():
+            ids = context(level, ranked)
+            if ids is not None:
+                yield level, packed(ids, self._place(query.layer, query.target), query.spec.num_experts + 1)
+
+    def _place(self, layer: int, target: int) -> int:
+        return target * self.horizon + target - layer - 1
+
+    def _table(self, level: str) -> CountTable:
+        return CountTable(self.keys_[level], self.starts_[level], self.experts_[level], self.counts_[level])
 
 
 def _primary_frequency(primary: Int, num_experts: int) -> Float32:
