@@ -25,7 +25,7 @@ from foregate.evaluation import (
 from foregate.predictors import BASELINES, PREDICTORS
 from foregate.predictors.base import Predictor
 from foregate.predictors.storage import to_bytes
-from foregate.splits import Fold, duplicate_prompts, split, without_duplicates
+from foregate.splits import Fold, answers_seen, duplicate_prompts, split, without_duplicates
 from foregate.traces.schema import Trace, concat
 
 REASONS = {
@@ -53,12 +53,14 @@ class Comparison:
     skipped     predictors that this trace cannot feed -> why
     prompts     how many distinct prompts were tested
     duplicates  how many were removed before splitting
+    seen        share of test cells whose answer stands in a training row's routed sets (see `splits.answers_seen`)
     """
 
     measures: list[Measure]
     skipped: dict[str, str]
     prompts: int
     duplicates: int
+    seen: float
 
 
 def missing(predictor: type[Predictor], trace: Trace) -> str | None:
@@ -98,6 +100,7 @@ def compare(
     how: str = "prompt",
     folds: int | None = None,
     seeds: int = 1,
+    shares: tuple[float, float] | None = None,
     distances: Sequence[int] = (1,),
     budgets: Sequence[int] | None = None,
     as_decode: bool = False,
@@ -105,8 +108,9 @@ def compare(
 ) -> Comparison:
     """Compare predictors on one model's routing.
 
-    test       a trace to test on; then all of `trace` but a tenth of its prompts is trained on
-    how        the split (see `splits.split`); `folds`, `seeds` repeat it, and the repeats are pooled by prompt
+    test       a trace to test on; then all of `trace` is trained on, and what both hold is not tested
+    how        the split (see `splits.split`, also for `folds` and `shares`)
+    seeds      repeat the split so many times; folds and seeds are pooled by prompt
     distances  how many layers ahead; every predictor is fitted once for all
     budgets    experts that may be fetched per layer, for recall; by default 1, k and 2k
     as_decode  replay prefill token by token
@@ -117,7 +121,13 @@ def compare(
     names, skipped = choose(trace, predictors)
     exam = Exam(_checked(distances, trace), _budgets(budgets, trace), as_decode)
     clean = without_duplicates(trace)
-    divisions = _divisions(clean, test, how, folds, seeds)
+    if test is not None and (folds, seeds, how, shares) != (None, 1, "prompt", None):
+        raise ChoiceError("--test is the test set; --split, --folds, --seeds and --shares do not go with it")
+    divisions = (
+        [fold for seed in range(seeds) for fold in split(clean, how, seed=seed, folds=folds, shares=shares)]
+        if test is None
+        else [_against(clean, test)]
+    )
     runs = [_Runs(name, exam) for name in names]
     for fold in divisions:
         for run in runs:
@@ -143,7 +153,13 @@ def compare(
     )
     measures = [measure for run in runs for measure in run.measures(row)]
     tested = {p for fold in divisions for p in fold.test.prompts}
-    return Comparison(measures, skipped, len(tested), len(trace.prompts) - len(clean.prompts))
+    return Comparison(
+        measures=measures,
+        skipped=skipped,
+        prompts=len(tested),
+        duplicates=len(trace.prompts) - len(clean.prompts),
+        seen=float(np.mean([answers_seen(fold) for fold in divisions])),
+    )
 
 
 class _Runs:
@@ -226,15 +242,12 @@ def _with_intervals(row: Measure, means: Float64, samples: Float64, cells: Int64
     return rows
 
 
-def _divisions(trace: Trace, test: Trace | None, how: str, folds: int | None, seeds: int) -> list[Fold]:
-    if test is None:
-        return [fold for seed in range(seeds) for fold in split(trace, how, seed=seed, folds=folds)]
-    if folds is not None or seeds != 1 or how != "prompt":
-        raise ChoiceError("--test is the test set; --split, --folds and --seeds do not go with it")
+def _against(trace: Trace, test: Trace) -> Fold:
+    """Train on one trace, test on another."""
     joined = concat([trace, test])  # one vocabulary, and refuses another model
     cut = len(trace)
     train, test = joined.take(slice(0, cut)), without_duplicates(joined.take(slice(cut, None)))
-    return [Fold(train, None, _unseen(train, test))]
+    return Fold(train, None, _unseen(train, test))
 
 
 def _unseen(train: Trace, test: Trace) -> Trace:

@@ -63,3 +63,11 @@ def test_a_wrong_value_is_answered_with_a_sentence(file: Path, arguments: tuple[
 def test_a_failed_comparison_writes_nothing(file: Path, tmp_path: Path) -> None:
     run(file, "--distance", "77", "--json", tmp_path / "rows.json")
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_split_all_stands_side_by_side_and_says_what_leaks(file: Path, tmp_path: Path) -> None:
+    result = run(file, "--split", "all", "--folds", "2", "--predictors", "tokens", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    rows = [Measure(**row) for row in json.loads((tmp_path / "rows.json").read_text())]
+    assert {(r.split, r.leaks) for r in rows} == {("prompt", False), ("token", True), ("sample", True)}
+    assert "stands in a training row" in " ".join(result.stdout.split())

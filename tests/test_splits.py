@@ -7,7 +7,7 @@ import pytest
 from conftest import make_trace
 
 from foregate.errors import ChoiceError, ForegateError
-from foregate.splits import LEAKING, SPLITS, duplicate_prompts, split, without_duplicates
+from foregate.splits import LEAKING, SPLITS, Fold, answers_seen, duplicate_prompts, split, without_duplicates
 from foregate.traces.schema import Trace, concat
 
 
@@ -77,3 +77,27 @@ def test_an_impossible_split_is_answered_with_a_sentence(prompts: int, how: str,
     with pytest.raises(ForegateError):
         list(split(make_trace(prompts=prompts), how, folds=folds))
     assert issubclass(ChoiceError, ForegateError)
+
+
+def test_the_share_of_answers_seen_in_training_by_hand() -> None:
+    trace = make_trace(prompts=1, tokens=2, layers=4)
+    train = np.array([[1, 1, 0, 1], [1, 1, 1, 0]], dtype=np.bool_)
+    fold = Fold(replace(trace, answers=train), None, replace(trace, answers=~train), leaks=True)
+    # Token 0's layer 2 is in the history of its trained layer 3; token 1's layer 3 is in nobody's.
+    assert answers_seen(fold) == 0.5
+    assert answers_seen(Fold(trace, None, trace)) == 0.0
+
+
+def test_the_sample_split_shows_nearly_every_answer_in_training() -> None:
+    (fold,) = split(make_trace(prompts=200, layers=32), "sample")
+    assert answers_seen(fold) == pytest.approx(30 / 31, abs=0.02)  # all but the last layer's
+
+
+def test_shares_are_kept() -> None:
+    (fold,) = split(make_trace(prompts=200), "sample", shares=(0.2, 0.3))
+    assert fold.validation is not None
+    for part, share in ((fold.validation, 0.2), (fold.test, 0.3)):
+        assert part.answers is not None
+        assert part.answers.mean() == pytest.approx(share, abs=0.02)
+    with pytest.raises(ChoiceError, match="shares are for"):
+        list(split(make_trace(), "prompt", shares=(0.2, 0.3)))

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from foregate.comparison import Comparison
+    from foregate.evaluation import Measure
 
 
 def command(
@@ -17,9 +20,15 @@ def command(
     predictors: Annotated[
         str | None, typer.Option(help="Comma-separated, e.g. tokens,rules:order=2. The baselines are always added.")
     ] = None,
-    split: Annotated[str, typer.Option(help="prompt, dataset; or token, sample: they leak, and say so.")] = "prompt",
+    split: Annotated[
+        str, typer.Option(help="prompt, dataset; token, sample (they leak, and say so); all = prompt, token, sample.")
+    ] = "prompt",
     folds: Annotated[
         int | None, typer.Option(help="With --split prompt: test every prompt once, in so many folds.")
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(help="With token and sample: % of validation,test, e.g. 10,10. [default: 10,10 and 1,1]"),
     ] = None,
     distance: Annotated[str, typer.Option(help="How many layers ahead, e.g. 1,2,4.")] = "1",
     budget: Annotated[str | None, typer.Option(help="Experts fetched per layer, for recall. [default: 1,k,2k]")] = None,
@@ -46,28 +55,35 @@ def command(
     asked = None if predictors is None else split_list(predictors)
     hidden = asked is None or any(name.startswith("next-gate") for name in asked)
     trace = concat([read_trace(path, hidden=hidden) for path in traces])
-    if split in LEAKING:
-        warn(f"--split {split} leaks: tokens of one prompt stand on both sides; these numbers will not hold elsewhere")
-    with progress_bar("comparing") as advance:
-        found = compare(
-            trace,
-            test=None if test is None else read_trace(test, hidden=hidden),
-            predictors=asked,
-            how=split,
-            folds=folds,
-            seeds=seeds,
-            distances=_numbers(distance, "--distance"),
-            budgets=None if budget is None else _numbers(budget, "--budget"),
-            as_decode=replay == "decode",
-            advance=advance,
-        )
+    splits = ["prompt", *LEAKING] if split == "all" else [split]
+    for leaking in (how for how in splits if how in LEAKING):
+        warn(f"--split {leaking} leaks: tokens of one prompt stand on both sides; its numbers hold nowhere else")
+    tested = None if test is None else read_trace(test, hidden=hidden)
+    found = []
+    for how in splits:
+        with progress_bar(how) as advance:
+            found.append(
+                compare(
+                    trace,
+                    test=tested,
+                    predictors=asked,
+                    how=how,
+                    folds=folds if split != "all" or how == "prompt" else None,
+                    seeds=seeds,
+                    shares=_shares(shares) if split != "all" or how in LEAKING else None,
+                    distances=_numbers(distance, "--distance"),
+                    budgets=None if budget is None else _numbers(budget, "--budget"),
+                    as_decode=replay == "decode",
+                    advance=advance,
+                )
+            )
     if json is None or str(json) != "-":
         show(found)
     if json is not None:
-        write_rows(found, json)
+        write_rows([m for one in found for m in one.measures], json)
 
 
-def write_rows(found: Comparison, path: Path) -> None:
+def write_rows(measures: list[Measure], path: Path) -> None:
     """The Measure rows as a JSON list."""
     import sys
     from dataclasses import asdict
@@ -75,7 +91,7 @@ def write_rows(found: Comparison, path: Path) -> None:
 
     from foregate.traces.storage import replacing
 
-    text = "[\n" + ",\n".join(dumps(asdict(m)) for m in found.measures) + "\n]\n"
+    text = "[\n" + ",\n".join(dumps(asdict(m)) for m in measures) + "\n]\n"
     if str(path) == "-":
         sys.stdout.write(text)
         return
@@ -83,33 +99,53 @@ def write_rows(found: Comparison, path: Path) -> None:
         temporary.write_text(text)
 
 
-def show(found: Comparison) -> None:
-    """Print a table for each distance, and what its numbers are."""
+def show(found: list[Comparison]) -> None:
+    """Print the tables, side by side where there are several splits, and what their numbers are."""
     from rich.console import Console
 
-    from foregate.cli.terminal import leaderboards, warn
+    from foregate.cli.terminal import leaderboards, splits_table, warn
 
     console = Console()
-    for table in leaderboards(found.measures):
+    measures = [m for one in found for m in one.measures]
+    for table in splits_table(measures) if len(found) > 1 else leaderboards(measures):
         console.print(table)
-    first = found.measures[0]
-    removed = f"; {found.duplicates} duplicate prompts removed first" if found.duplicates else ""
+    for one in found:
+        _explain(one, console)
     console.print(
-        f"Measured on {found.prompts} test prompts of {first.trace}, split by {first.split}{removed}; replayed as "
-        f"{first.replay}. Means over layers, with [95 % intervals] bootstrapped over prompts. recall@b: share of the "
+        "All measured; means over layers, with [95 % intervals] bootstrapped over prompts. recall@b: share of the "
         "routed set among b fetched experts; cover: % of rows answered without back-off; log-loss: 1 is chance; "
         "calib.: mean gap between confidence and hit rate; us: one prediction for one token.",
         style="dim",
         highlight=False,
     )
-    if first.replay == "recorded" and any(m.metric == "coverage" and m.value == 0 for m in found.measures):
-        console.print(
-            "Tokens of one prefill pass cannot see each other; --as decode replays them one by one.", style="dim"
-        )
-    for name, reason in found.skipped.items():
+    for name, reason in found[0].skipped.items():
         console.print(f"{name} was left out: {reason}", style="dim", highlight=False)
-    if first.self_check is not None and first.self_check < 1:
-        warn(f"the trace's self-check is {first.self_check:.2%}: re-running the routers gives other experts")
+    check = measures[0].self_check
+    if check is not None and check < 1:
+        warn(f"the trace's self-check is {check:.2%}: re-running the routers gives other experts")
+
+
+def _explain(one: Comparison, console: Console) -> None:
+    first = one.measures[0]
+    text = f"{one.prompts} test prompts of {first.trace}, split by {first.split}, replayed as {first.replay}."
+    if one.duplicates:
+        text += f" {one.duplicates} duplicate prompts removed first."
+    if one.seen:
+        text += f" The answer of {one.seen:.1%} of the test rows stands in a training row's routed sets."
+    if first.replay == "recorded" and any(m.metric == "coverage" and m.value == 0 for m in one.measures):
+        text += " Tokens of one prefill pass cannot see each other; --as decode replays them one by one."
+    console.print(text, style="dim", highlight=False)
+
+
+def _shares(text: str | None) -> tuple[float, float] | None:
+    from foregate.errors import ChoiceError
+
+    if text is None:
+        return None
+    values = [value / 100 for value in _numbers(text, "--shares")]
+    if len(values) != 2 or min(values) <= 0 or sum(values) >= 1:
+        raise ChoiceError(f"--shares {text!r} is not the % of validation and of test, such as 10,10")
+    return values[0], values[1]
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from foregate.evaluation import Measure
 
+STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
 PERCENT = ("top1", "top2", "recall", "exact_set", "coverage")
 
 
@@ -39,7 +41,7 @@ def leaderboards(measures: Sequence[Measure]) -> Iterator[Table]:
         names = sorted({key[0] for key in cells}, key=lambda name: -cells[name, "recall", main].value)
         budgets = sorted({key[2] for key in cells if key[2] is not None})
         leaks = " - LEAKS" if measures[0].leaks else ""
-        title = f"{distance} layer{'s' if distance > 1 else ''} ahead: how often right, in % (measured{leaks})"
+        title = f"{_ahead(distance)}: how often right, in % (measured{leaks})"
         right: list[Column] = [
             ("top1", None),
             ("top2", None),
@@ -53,13 +55,39 @@ def leaderboards(measures: Sequence[Measure]) -> Iterator[Table]:
         yield _table("how sure, and at what cost", names, cost, cells, interval=("log_loss", None))
 
 
+def splits_table(measures: Sequence[Measure]) -> Iterator[Table]:
+    """For each distance: the same predictors under several splits, side by side; the best by prompt first."""
+    splits = list(dict.fromkeys(m.split for m in measures))
+    for distance in sorted({m.distance for m in measures if m.distance is not None}):
+        cells = {
+            (m.split, m.predictor, m.metric, m.budget): m
+            for m in measures
+            if m.layer is None and m.distance == distance
+        }
+        recall: Column = ("recall", measures[0].top_k)
+        ranked = any(key[2] == "top1" for key in cells)
+        columns: list[Column] = [("top1", None), ("top2", None)] if ranked else [recall]
+        table = Table(title=f"{_ahead(distance)}, by split, in % (measured)", title_justify="left", **STYLE)
+        table.add_column("predictor", max_width=18, overflow="fold")
+        for how in splits:
+            leaks = " LEAKS" if any(m.leaks for m in measures if m.split == how) else ""
+            for column in columns:
+                table.add_column(f"{how}{leaks}\n{_heading(*column)}", justify="right")
+        names = dict.fromkeys(key[1] for key in cells)
+        for name in sorted(names, key=lambda n: -cells[splits[0], n, *recall].value):
+            table.add_row(
+                name, *(_text(cells.get((how, name, *c)), with_interval=False) for how in splits for c in columns)
+            )
+        yield table
+
+
 Cells = dict[tuple[str, str, int | None], Measure]
 Column = tuple[str, int | None]
 
 
 def _table(title: str, names: list[str], columns: list[Column], cells: Cells, *, interval: Column) -> Table:
     columns = [c for c in columns if any((name, *c) in cells for name in names)]
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", **STYLE)
     table.add_column("predictor", max_width=18, overflow="fold")
     for column in columns:
         table.add_column(_heading(*column), justify="right", no_wrap=True)
@@ -74,6 +102,10 @@ def _main_budget(measures: list[Measure]) -> int | None:
     """The budget that is asked for in every comparison, k: the one whose interval is shown."""
     recall = [m for m in measures if m.metric == "recall"]
     return recall[0].top_k if recall else None
+
+
+def _ahead(distance: int) -> str:
+    return f"{distance} layer{'s' if distance > 1 else ''} ahead"
 
 
 def _heading(metric: str, budget: int | None) -> str:
