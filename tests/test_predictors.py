@@ -13,8 +13,9 @@ from foregate.history import History, Past, Query, Replay
 from foregate.predictors import BASELINES, PREDICTORS
 from foregate.predictors.base import Predictor
 from foregate.predictors.counting import layer_frequency
+from foregate.predictors.levels import packed
 from foregate.predictors.storage import load, save
-from foregate.predictors.tables import CountTable, contexts_of
+from foregate.predictors.tables import CountTable
 from foregate.traces.schema import Trace
 
 D = 6
@@ -202,7 +203,7 @@ def test_next_gate_is_exact_when_the_residual_stream_does_not_move() -> None:
 
 
 def test_a_count_table_counts_and_blends() -> None:
-    contexts = contexts_of(np.array([[0, 1], [0, 1], [2, 0], [-1, 0]]), base=4)
+    contexts = packed(np.array([[0, 1], [0, 1], [2, 0], [-1, 0]]), place=0, base=4)
     assert contexts.tolist() == [1, 1, 8, -1]
     table = CountTable.count([(contexts, np.array([[0], [2], [1], [1]]))], num_experts=3)
     prior = np.full((3, 3), 1 / 3, dtype=np.float32)

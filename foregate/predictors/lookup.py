@@ -12,7 +12,7 @@ from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.counting import everywhere, layer_frequency
 from foregate.predictors.levels import context, leading, named, packed
-from foregate.predictors.tables import CountTable, contexts_of
+from foregate.predictors.tables import CountTable
 from foregate.predictors.votes import Votes
 from foregate.traces.schema import Trace
 
@@ -100,7 +100,7 @@ class Rules(Predictor):
 
     def predict(self, query: Query) -> Float32:
         scores = np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
-        primaries = _primaries(query)
+        primaries = leading(query.routed, query.weights)[:, :, 0]
         for order in range(1, self.order + 1):
             contexts = self._contexts(primaries, query.layer, query.target, order, query.spec.num_experts)
             if contexts is not None:
@@ -108,7 +108,8 @@ class Rules(Predictor):
         return scores
 
     def covers(self, query: Query) -> Bool:
-        contexts = self._contexts(_primaries(query), query.layer, query.target, 1, query.spec.num_experts)
+        primaries = leading(query.routed, query.weights)[:, :, 0]
+        contexts = self._contexts(primaries, query.layer, query.target, 1, query.spec.num_experts)
         return ~everywhere(query) if contexts is None else self._table(1).seen(contexts)
 
     def _strength(self) -> float:
@@ -131,10 +132,8 @@ class Rules(Predictor):
         """[N] the last `order` primaries as one integer that also holds target and distance."""
         if order > layer + 1 or target - layer > self.horizon:
             return None
-        base = num_experts + 1
-        context = contexts_of(primaries[:, layer + 1 - order : layer + 1], base)
-        place = (target * self.horizon + target - layer - 1) * base**order
-        return np.where(context < 0, -1, context + place)
+        place = target * self.horizon + target - layer - 1
+        return packed(primaries[:, layer + 1 - order : layer + 1], place, num_experts + 1)
 
 
 @final
@@ -230,12 +229,3 @@ def _primary_frequency(primary: Int, num_experts: int) -> Float32:
     shares = np.stack([np.bincount(p[p >= 0], minlength=num_experts) + 1.0 for p in primary.T])
     frequency: Float32 = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
     return frequency
-
-
-def _primaries(query: Query) -> Int:
-    """[N, layer + 1] the routed expert with the largest weight."""
-    if query.weights is None:
-        return query.routed[:, :, 0]
-    best = np.where(query.routed >= 0, query.weights, -np.inf).argmax(axis=2)[:, :, None]
-    primaries: Int = np.take_along_axis(query.routed, best, axis=2)[:, :, 0]
-    return primaries

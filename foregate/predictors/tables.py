@@ -58,14 +58,6 @@ class CountTable:
         return scores
 
 
-def contexts_of(ids: Int, base: int) -> Int64:
-    """[N] one integer for each row of ids [N, n] in -1..base-2; -1 (no context) where any id is -1."""
-    key = np.zeros(len(ids), dtype=np.int64)
-    for column in range(ids.shape[1]):
-        key = key * base + ids[:, column]
-    return np.where((ids < 0).any(axis=1), -1, key)
-
-
 def _pairs(contexts: Int64, answers: Int, num_experts: int) -> tuple[Int64, Int64]:
     usable = (answers >= 0) & (contexts >= 0)[:, None]
     joined = contexts[:, None].astype(np.int64) * num_experts + answers
