@@ -22,7 +22,7 @@ from foregate.evaluation import (
     predict_us,
     resamples,
 )
-from foregate.predictors import BASELINES, PREDICTORS
+from foregate.predictors import BASELINES, LEARNED, PREDICTORS
 from foregate.predictors.base import Predictor
 from foregate.predictors.storage import to_bytes
 from foregate.splits import Fold, answers_seen, duplicate_prompts, split, without_duplicates
@@ -75,13 +75,15 @@ def missing(predictor: type[Predictor], trace: Trace) -> str | None:
 
 
 def choose(trace: Trace, asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """The predictors to compare (those asked for and the baselines, or all), and those that the trace cannot feed.
+    """The predictors to compare (those asked for and the baselines, or all but LEARNED), and those that the trace
+    cannot feed.
 
     Raises: ChoiceError if one that was asked for cannot be fed.
     """
     usable: list[str] = []
     skipped: dict[str, str] = {}
-    for text in dict.fromkeys([*BASELINES, *(asked if asked is not None else PREDICTORS)]):
+    wanted = asked if asked is not None else [name for name in PREDICTORS if name not in LEARNED]
+    for text in dict.fromkeys([*BASELINES, *wanted]):
         reason = missing(type(build(PREDICTORS, text)), trace)
         if reason is None:
             usable.append(text)

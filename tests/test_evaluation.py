@@ -10,7 +10,7 @@ from conftest import make_trace
 from foregate.comparison import compare
 from foregate.errors import ChoiceError
 from foregate.evaluation import calibration_error, confidence_bins, evaluate, log_loss, merge, ranks, resamples
-from foregate.predictors import BASELINES, PREDICTORS
+from foregate.predictors import BASELINES, LEARNED, PREDICTORS
 from foregate.predictors.counting import Popularity
 from foregate.traces.schema import concat
 
@@ -88,7 +88,7 @@ def test_intervals_resample_prompts_not_tokens() -> None:
 def test_every_row_says_what_it_is() -> None:
     trace = make_trace(prompts=20)
     found = compare(trace, distances=(1, 2), as_decode=True)
-    assert {m.predictor for m in found.measures} == set(PREDICTORS) - {"next-gate"}
+    assert {m.predictor for m in found.measures} == set(PREDICTORS) - {"next-gate", *LEARNED}
     assert found.skipped == {"next-gate": "the trace has no hidden states (record with --hidden)"}
     metrics = {m.metric for m in found.measures}
     assert metrics == {

@@ -19,6 +19,7 @@ from foregate.predictors.tables import CountTable
 from foregate.traces.schema import Trace
 
 D = 6
+SHORT = {"xgboost": "xgboost:rounds=4,depth=3,threads=1", "mlp": "mlp:epochs=2,width=16"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def predictor(request: pytest.FixtureRequest, trace: Trace) -> Predictor:
 
 
 def fitted(name: str, trace: Trace) -> Predictor:
-    predictor = build(PREDICTORS, name, horizon=2)
+    predictor = build(PREDICTORS, SHORT.get(name, name), horizon=2)
     if name == "next-gate":  # its fit reads a model; here it gets random gates, since promises are about any
         rng = np.random.default_rng(1)
         L, E = trace.spec.num_layers, trace.spec.num_experts

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from foregate.cli import compare, demo, describe, export, import_, journeys, realign, record, rules
+from foregate.cli import compare, demo, describe, export, import_, journeys, realign, record, rules, train, tune
 from foregate.errors import ForegateError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("realign")(realign.command)
 app.command("journeys")(journeys.command)
 app.add_typer(rules.app, name="rules")
 app.command("compare")(compare.command)
+app.command("train")(train.command)
+app.command("tune")(tune.command)
 app.command("demo")(demo.command)
 
 

@@ -104,6 +104,7 @@ def show(found: list[Comparison]) -> None:
     from rich.console import Console
 
     from foregate.cli.terminal import leaderboards, splits_table, warn
+    from foregate.predictors import LEARNED
 
     console = Console()
     measures = [m for one in found for m in one.measures]
@@ -120,6 +121,10 @@ def show(found: list[Comparison]) -> None:
     )
     for name, reason in found[0].skipped.items():
         console.print(f"{name} was left out: {reason}", style="dim", highlight=False)
+    unnamed = [name for name in LEARNED if not any(m.predictor.partition(":")[0] == name for m in measures)]
+    if unnamed:
+        are = "are" if len(unnamed) > 1 else "is"
+        console.print(f"{', '.join(unnamed)} {are} compared when named (--predictors)", style="dim", highlight=False)
     check = measures[0].self_check
     if check is not None and check < 1:
         warn(f"the trace's self-check is {check:.2%}: re-running the routers gives other experts")

@@ -1,10 +1,12 @@
 """What every predictor is. The interface only: no state, no implementation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, Self
 
 from foregate.arrays import Bool, Float32
 from foregate.history import Query
+from foregate.predictors.space import Choice
 from foregate.traces.schema import Trace
 
 Need = Literal["token_id", "ranked", "weights", "hidden"]
@@ -22,6 +24,14 @@ class Predictor(ABC):
 
     needs: ClassVar[frozenset[Need]]
     """What a trace must hold for this predictor to work at all."""
+
+    space: ClassVar[Mapping[str, Choice]] = {}
+    """The constructor's values that `tune` may search, and where; each range holds the default."""
+
+    on_epoch: Callable[[int, float], None] | None = None
+    """Who learns in epochs tells `on_epoch(epoch, validation score)` after each, from 1, higher = better; what it
+    raises stops `fit`. None: nobody listens.
+    """
 
     @abstractmethod
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:

@@ -1,5 +1,6 @@
 """Predictors that count, or only look back: the baselines that every table must hold, and co-occurrence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, final
 
@@ -9,6 +10,7 @@ from foregate.arrays import Bool, Float32, Int
 from foregate.cooccurrence import count_pairs
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
+from foregate.predictors.space import Choice, Range
 from foregate.traces.schema import Trace
 
 
@@ -136,6 +138,7 @@ class Cooccur(Predictor):
     follows_: Float32 = field(init=False, repr=False)  # [horizon, L, E + 1, E]; row E stands for "absent"
     probabilities: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
+    space: ClassVar[Mapping[str, Choice]] = {"smoothing": Range(0.01, 1000.0, log=True)}
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
         spec = trace.spec

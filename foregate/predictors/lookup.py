@@ -1,6 +1,6 @@
 """Predictors that look a context up in a table, backing off where it was never seen: token ids, chains of primaries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, final
 
@@ -12,6 +12,7 @@ from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.counting import everywhere, layer_frequency
 from foregate.predictors.levels import context, leading, named, packed
+from foregate.predictors.space import Choice, Range
 from foregate.predictors.tables import CountTable
 from foregate.predictors.votes import Votes
 from foregate.traces.schema import Trace
@@ -36,6 +37,7 @@ class Tokens(Predictor):
     counts_: Float32 = field(init=False, repr=False)
     probabilities: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"token_id"})
+    space: ClassVar[Mapping[str, Choice]] = {"smoothing": Range(0.01, 1000.0, log=True)}
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
         layers = trace.spec.num_layers
@@ -84,6 +86,10 @@ class Rules(Predictor):
     counts_: dict[str, Float32] = field(init=False, repr=False)
     probabilities: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"ranked"})
+    space: ClassVar[Mapping[str, Choice]] = {
+        "order": Range(1, 5),
+        "smoothing": Range(0.01, 1000.0, log=True),
+    }
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
         assert trace.primary is not None

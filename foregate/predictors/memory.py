@@ -1,5 +1,6 @@
 """A predictor that learns nothing beforehand: it remembers the sequence, and asks who routed like this before."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Self, final
 
@@ -10,6 +11,7 @@ from foregate.arrays import Bool, Float, Float32, Int, Int64
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.counting import layer_frequency
+from foregate.predictors.space import Choice, Range
 from foregate.traces.schema import Trace
 
 
@@ -38,6 +40,13 @@ class Memory(Predictor):
     frequency_: Float32 = field(init=False, repr=False)
     probabilities: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
+    space: ClassVar[Mapping[str, Choice]] = {
+        "beta": Range(0.3, 30.0, log=True),
+        "decay": Range(0.5, 1.0),
+        "context": Range(0.0, 20.0),
+        "recency": Range(0.0, 2.0),
+        "prior": Range(0.01, 10.0, log=True),
+    }
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
         self.frequency_ = layer_frequency(trace)
