@@ -6,7 +6,7 @@
     ├── TraceError           a trace contradicts itself, or lacks what was asked of it
     ├── ModelError           a model cannot be loaded, or has nothing to record
     ├── ExtraError           an optional library is not installed: names the line to type
-    └── StorageError         the disk refused: no space, no permission
+    └── StorageError         the disk or a database refused: no space, no permission, no answer
 
 The command line prints the sentence and exits with 2. Our own mistakes are asserts.
 """
@@ -40,7 +40,7 @@ class ExtraError(ForegateError):
 
 
 class StorageError(ForegateError):
-    """The file system refused."""
+    """The file system, or a database, refused."""
 
 
 def need(module: str, extra: str) -> ModuleType:

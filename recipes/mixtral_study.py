@@ -31,7 +31,7 @@ ROWS = {
     "level 4: (primary, secondary)": ("hybrid:levels=4", None),
     "full path": ("hybrid:levels=path", None),
     "hybrid 3-2-1": ("hybrid", "42.2 / 56.2"),
-    "XGBoost": ("xgboost", "36.2 / 53.3"),
+    "XGBoost": ("xgboost:threads=1", "36.2 / 53.3"),
     "MLP": ("mlp", "55.6 / 73.2"),
     "`memory` (foregate)": ("memory", None),
 }
@@ -153,7 +153,7 @@ def page(trace: Trace, repair: Realignment, found: Sequence[Column]) -> str:
         seen=leaking.found.seen * 100,
         moved=f"{repair.moved:,} of {repair.cells:,} cells moved.",
         mlp=gain("mlp"),
-        xgb=gain("xgboost"),
+        xgb=gain("xgboost:threads=1"),
         hyb=gain("hybrid"),
         freq=gain("hybrid:levels=mode"),
         mlp_honest=honest.cell("mlp"),

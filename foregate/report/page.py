@@ -40,8 +40,8 @@ def build_page(
     ids = {d.spec.model: d.spec.layer_ids for d in descriptions}
     body += [_board(board, i, ids.get(board.trace), shown) for i, board in enumerate(compared)]
     body += [_described(d, i, ROOM // len(descriptions), shown) for i, d in enumerate(descriptions)]
-    body.append(_commands(commands))
-    return _document(title, "\n".join(body), shown, plotly)
+    body.append(command_list(commands))
+    return document(title, "\n".join(body), shown, plotly)
 
 
 def summary(board: Board) -> str:
@@ -101,7 +101,8 @@ def _routing(described: Description) -> str:
     )
 
 
-def _commands(commands: Sequence[str]) -> str:
+def command_list(commands: Sequence[str]) -> str:
+    """The commands that made a page, for whoever wants to make it again."""
     if not commands:
         return ""
     return f'<section><h2>Get this again</h2><pre tabindex="0">{escape(chr(10).join(commands))}</pre></section>'
@@ -120,7 +121,7 @@ def _board(board: Board, number: int, layer_ids: tuple[int, ...] | None, shown: 
     leaks = ' <span class="mark leak">leaks</span>' if board.leaks else ""
     return (
         f"<section><h2>How well predictors know {escape(board.trace)}{leaks}</h2>"
-        f'<p class="soft">{escape(explanation(board))}</p>{"".join(tables)}{_grid(drawn)}</section>'
+        f'<p class="soft">{escape(explanation(board))}</p>{"".join(tables)}{grid(drawn)}</section>'
     )
 
 
@@ -132,10 +133,11 @@ def _described(described: Description, number: int, room: int, shown: list[Figur
     drawn.append(routing_figures.reuse(described, f"reuse-{number}"))
     shown += drawn
     heading = f"<h2>The routing of {escape(described.spec.model)}</h2>"
-    return f"<section>{heading}{facts_table(described)}{_grid(drawn)}</section>"
+    return f"<section>{heading}{facts_table(described)}{grid(drawn)}</section>"
 
 
-def _grid(drawn: Sequence[Figure]) -> str:
+def grid(drawn: Sequence[Figure]) -> str:
+    """Figures side by side where there is room."""
     return f'<div class="figures">{"".join(map(_figure, drawn))}</div>'
 
 
@@ -155,7 +157,8 @@ def _menu(figure: Figure) -> str:
     return f'<label class="menu">Show <select data-figure="{figure.name}">{options}</select></label>'
 
 
-def _document(title: str, body: str, shown: Sequence[Figure], plotly: str) -> str:
+def document(title: str, body: str, shown: Sequence[Figure], plotly: str) -> str:
+    """A whole self-contained page."""
     assets = files("foregate.report") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     data = {f.name: {"data": f.data, "layout": f.layout, "choices": f.choices} for f in shown}

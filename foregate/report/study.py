@@ -7,7 +7,7 @@ from html import escape
 from foregate.errors import need
 from foregate.report import numbers
 from foregate.report.figures import BASELINE, COLOURS, Figure, axes
-from foregate.report.page import _commands, _document, _grid
+from foregate.report.page import command_list, document, grid
 from foregate.tuning import Tuned
 
 ENOUGH = 8  # finished trials before importances mean anything
@@ -25,11 +25,11 @@ def build_study_page(tuned: Tuned, *, title: str, commands: Sequence[str]) -> st
     shown = [_history(tuned), *_course(tuned), *_importances(tuned)]
     body = [
         f'<header><h1>{escape(title)}</h1><p class="summary">{escape(summary(tuned))}</p></header>',
-        f"<section><h2>How the search went</h2>{_grid(shown)}</section>",
+        f"<section><h2>How the search went</h2>{grid(shown)}</section>",
         f"<section><h2>Trials</h2>{_table(tuned)}</section>",
-        _commands(commands),
+        command_list(commands),
     ]
-    return _document(title, "\n".join(body), shown, plotly)
+    return document(title, "\n".join(body), shown, plotly)
 
 
 def summary(tuned: Tuned) -> str:
