@@ -82,7 +82,7 @@ def test_training_rows_are_what_a_query_shows(weighted: bool) -> None:
             inside = (examples.token >= rows.start) & (examples.token < rows.stop)
             these = inside & (examples.layer == layer) & (examples.distance == target - layer)
             np.testing.assert_array_equal(examples.take(these).table(), shown)
-            assert examples.answer[these].tolist() == primary[primary >= 0].tolist()
+            assert examples.take(these).answers[:, 0].tolist() == primary[primary >= 0].tolist()
             asked += len(shown)
     assert asked == len(examples)
 
@@ -181,6 +181,36 @@ def test_traces_without_weights_are_learned(name: str) -> None:
     trace = make_trace().without(weights=True)
     query = Replay(trace.take(slice(0, 12))).query(2, 3)
     assert np.isfinite(quick(name).fit(trace).predict(query)).all()
+
+
+def unranked(trace: Trace) -> Trace:
+    trace = trace.without(weights=True)
+    return replace(trace, provenance=replace(trace.provenance, ranked=False))
+
+
+def test_where_nothing_is_ranked_the_routed_set_is_learned(name: str) -> None:
+    """Two experts of each set, in any order: both must lead, about alike."""
+    trace = unranked(make_trace(prompts=40, tokens=40))
+    shuffled = np.random.default_rng(0).permuted(trace.experts, axis=2)
+    fold = next(split(replace(trace, experts=shuffled), "prompt"))
+    tallies = [
+        evaluate(p.fit(fold.train, fold.validation), fold.test, budgets=(2,))
+        for p in (quick(name), build(PREDICTORS, "popularity"))
+    ]
+    ours, theirs = (float(np.nanmean(t.mean("recall@2"))) for t in tallies)
+    assert ours > theirs + 0.1
+    assert np.nanmean(tallies[0].mean("log_loss")) < np.nanmean(tallies[1].mean("log_loss"))
+
+
+def test_answers_are_drawn_from_the_routed_set() -> None:
+    trace = unranked(make_trace(k=3, experts=9))
+    gaps = np.where(np.random.default_rng(0).random(trace.experts.shape) < 0.3, -1, trace.experts).astype(np.int8)
+    examples = Examples.of(replace(trace, experts=gaps), 1)
+    drawn = examples.drawn(0)
+    assert (drawn >= 0).all()
+    assert (drawn[:, None] == examples.answers).any(axis=1).all()
+    places = (drawn[:, None] == examples.answers).argmax(axis=1)
+    assert np.bincount(places, minlength=3).min() > len(examples) / 5
 
 
 def test_too_little_to_learn_from_is_said(name: str) -> None:

@@ -62,7 +62,7 @@ def command(
     fold = _division(trace, split, seed)
     started = time.perf_counter()
     with _spinner(f"training {name}") as say:
-        predictor.on_epoch = lambda epoch, score: say(f"epoch {epoch}, validation top-1 {score:.1%}")
+        predictor.on_epoch = lambda epoch, score: say(f"epoch {epoch}, validation score {score:.1%}")
         predictor.fit(fold.train, fold.validation)
         predictor.on_epoch = None
     seconds = time.perf_counter() - started

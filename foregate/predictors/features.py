@@ -5,11 +5,12 @@
 with the last routed layer's experts and weights by rank: 37 columns for Mixtral's 32 layers of top-2. The distance to
 the target follows where more than one is learned. Position is how many earlier tokens the row may read, so tokens of
 one prefill pass all stand at its start. Absent experts and layers that are not routed yet are -1, absent weights NaN.
+Where a trace does not rank its experts, they are taken as they come, and any of the routed set is as good an answer.
 
 Source: "Cross-Layer Routing Patterns for MoE Optimization", its XGBoost and MLP.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -54,9 +55,10 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Rows with their answers: token `token[n]` at `layer[n]`, asked `distance[n]` layers ahead, has primary answer[n].
+    """Rows with their answers: token[n] at layer[n], asked distance[n] layers ahead, is routed to answers[n].
 
-    experts [T, L, k], weights [T, L, k] or [0, 0, 0], seen [T]; token, layer, distance, answer [N]
+    experts [T, L, k], weights [T, L, k] or [0, 0, 0], seen [T]; token, layer, distance [N]
+    answers [N, 1] the primary; [N, k] the routed set, -1 = absent, where the trace does not rank its experts
     """
 
     columns: Columns
@@ -66,25 +68,22 @@ class Examples:
     token: Int64
     layer: Int64
     distance: Int64
-    answer: Int64
+    answers: Int64
 
     @classmethod
     def of(cls, trace: Trace, horizon: int) -> "Examples":
-        """Every row whose primary may be used as an answer. Raises: TraceError if there is none."""
-        assert trace.primary is not None
-        answers = trace.primary if trace.answers is None else np.where(trace.answers, trace.primary, -1)
-        token, layer, distance, answer = [], [], [], []
+        """Every row that has an answer which may be used. Raises: TraceError if there is none."""
+        token, layer, distance, answers = [], [], [], []
         for target in range(1, trace.spec.num_layers):
+            known = _answers(trace, target)
+            rows = np.flatnonzero((known >= 0).any(axis=1))
             for ahead in range(1, min(horizon, target) + 1):
-                rows = np.flatnonzero(answers[:, target] >= 0)
                 token.append(rows)
                 layer.append(np.full(len(rows), target - ahead))
                 distance.append(np.full(len(rows), ahead))
-                answer.append(answers[rows, target].astype(np.int64))
+                answers.append(known[rows].astype(np.int64))
         if not sum(map(len, token)):
-            raise TraceError(
-                "the training rows hold no primary expert after the first layer; there is nothing to learn"
-            )
+            raise TraceError("no training row has an answer after the first layer; there is nothing to learn")
         return cls(
             columns=Columns.of(trace.spec, horizon),
             experts=_plain(trace.experts),
@@ -93,7 +92,7 @@ class Examples:
             token=np.concatenate(token),
             layer=np.concatenate(layer),
             distance=np.concatenate(distance),
-            answer=np.concatenate(answer),
+            answers=np.concatenate(answers),
         )
 
     def __len__(self) -> int:
@@ -102,7 +101,13 @@ class Examples:
     def take(self, rows: Int64 | Bool) -> "Examples":
         """Some of the rows, in this order."""
         token, layer, distance = self.token[rows], self.layer[rows], self.distance[rows]
-        return Examples(self.columns, self.experts, self.weights, self.seen, token, layer, distance, self.answer[rows])
+        return replace(self, token=token, layer=layer, distance=distance, answers=self.answers[rows])
+
+    def drawn(self, seed: int) -> Int64:
+        """[N] one answer of each row, any of them alike."""
+        draw = np.random.default_rng(seed).random(self.answers.shape)
+        chosen = np.where(self.answers >= 0, draw, -1).argmax(axis=1)
+        return np.take_along_axis(self.answers, chosen[:, None], axis=1)[:, 0]
 
     def table(self, rows: Int64 | slice = slice(None)) -> Float32:
         """[N, columns] of some rows."""
@@ -168,6 +173,14 @@ def _before(experts: Int, weights: Float32, j: int, i: int) -> bool:
     if experts[i] < 0 or weights[j] == weights[i]:
         return j < i
     return bool(weights[j] > weights[i])
+
+
+def _answers(trace: Trace, layer: int) -> Int:
+    """[T, 1] the primary, or [T, k] the routed set."""
+    if trace.primary is None:
+        return trace.answers_at(layer)
+    primary = trace.primary[:, layer, None]
+    return primary if trace.answers is None else np.where(trace.answers[:, layer, None], primary, -1)
 
 
 def _plain(experts: Int) -> Int:

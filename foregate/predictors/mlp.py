@@ -23,7 +23,8 @@ HELD_OUT = 0.1
 @dataclass
 class MLP(Predictor):
     """Embedded experts and layer, weights and position through hidden layers of Linear, BatchNorm, LeakyReLU, Dropout
-    to the target's primary expert; layer frequency before the first layer and farther ahead than it learned.
+    to the target's primary expert, or its routed set where the trace ranks none; layer frequency before the first
+    layer and farther ahead than it learned.
 
     It keeps the epoch that is best on the validation trace. Where none is given, a tenth of the training prompts is
     held out for that, or of fewer than three prompts the last tenth of each one's tokens.
@@ -58,7 +59,7 @@ class MLP(Predictor):
     weights_: dict[str, Float32] = field(init=False, repr=False)  # "0".."depth": [in, out], batch norm folded in
     biases_: dict[str, Float32] = field(init=False, repr=False)
     probabilities: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset({"ranked"})
+    needs: ClassVar[frozenset[Need]] = frozenset()
     space: ClassVar[Mapping[str, Choice]] = {
         "learning_rate": Range(5e-5, 5e-3, log=True),
         "expert_size": Range(2, 32, log=True),

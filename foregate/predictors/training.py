@@ -100,8 +100,8 @@ class _Feed:
         return layer, experts, rest
 
     def answers(self, examples: Examples, rows: Int64 | slice) -> Any:
-        """[N]"""
-        return self.torch.from_numpy(examples.answer[rows]).to(self.device)
+        """[N, A], -1 = absent."""
+        return self.torch.from_numpy(examples.answers[rows]).to(self.device)
 
 
 @contextmanager
@@ -172,19 +172,26 @@ def _epoch(model: Any, optimizer: Any, feed: _Feed, examples: Examples, batches:
     for rows in batches:
         optimizer.zero_grad()
         logits = model(*feed.inputs(examples, rows))
-        feed.torch.nn.functional.cross_entropy(logits, feed.answers(examples, rows)).backward()
+        _loss(feed.torch, logits, feed.answers(examples, rows)).backward()
         optimizer.step()
 
 
+def _loss(torch: Any, logits: Any, answers: Any) -> Any:
+    """Cross entropy, each row's answers sharing it alike."""
+    present = (answers >= 0).to(logits.dtype)
+    chosen = torch.log_softmax(logits, dim=1).gather(1, answers.clamp(min=0))
+    return -((chosen * present).sum(dim=1) / present.sum(dim=1)).mean()
+
+
 def _top1(model: Any, feed: _Feed, examples: Examples) -> float:
-    """Share of rows whose answer comes first."""
+    """Share of rows whose first guess is an answer."""
     model.eval()
     right = 0
     with feed.torch.no_grad():
         for start in range(0, len(examples), CHUNK):
             rows = slice(start, start + CHUNK)
             guesses = model(*feed.inputs(examples, rows)).argmax(dim=1)
-            right += int((guesses == feed.answers(examples, rows)).sum())
+            right += int((guesses[:, None] == feed.answers(examples, rows)).any(dim=1).sum())
     return right / len(examples)
 
 

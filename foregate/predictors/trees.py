@@ -20,14 +20,15 @@ from foregate.traces.schema import Trace
 @final
 @dataclass
 class XGBoost(Predictor):
-    """One classifier over all layers for the target's primary expert; layer frequency before the first layer and
-    farther ahead than it learned. Every round counts, with or without a validation trace.
+    """One classifier over all layers for the target's primary expert, or where the trace ranks none for one drawn from
+    its routed set; layer frequency before the first layer and farther ahead than it learned. Every round counts, with
+    or without a validation trace.
 
     rounds         boosting rounds; each grows a tree per expert
     depth          of a tree
     learning_rate  shrinkage of each round
     horizon        the largest distance it learns
-    seed           of XGBoost's own draws
+    seed           of XGBoost's draws and of that one
     threads        CPU threads that fit; 0 = all
 
     Source: the XGBoost of "Cross-Layer Routing Patterns for MoE Optimization"; softprob in place of its softmax, which
@@ -44,7 +45,7 @@ class XGBoost(Predictor):
     booster_: npt.NDArray[np.uint8] = field(init=False, repr=False)  # XGBoost's own JSON
     booster: Any = field(init=False, repr=False, default=None)  # the same, ready to be asked
     probabilities: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset({"ranked"})
+    needs: ClassVar[frozenset[Need]] = frozenset()
     space: ClassVar[Mapping[str, Choice]] = {
         "rounds": Range(20, 400, log=True),
         "depth": Range(2, 10),
@@ -54,7 +55,7 @@ class XGBoost(Predictor):
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
         xgboost = need("xgboost", "train")
         self.frequency_ = layer_frequency(trace)
-        train = _matrix(Examples.of(trace, self.horizon))
+        train = self._matrix(trace)
         parameters = {
             "objective": "multi:softprob",
             "num_class": trace.spec.num_experts,
@@ -67,7 +68,7 @@ class XGBoost(Predictor):
         }
         watched: dict[str, Any] = {}
         if self.on_epoch is not None and validation is not None:
-            asked = _matrix(Examples.of(validation, self.horizon), like=train)
+            asked = self._matrix(validation, like=train)
             watched = {"evals": [(asked, "validation")], "callbacks": [_listener(self.on_epoch)], "verbose_eval": False}
         booster = xgboost.train(parameters, train, self.rounds, **watched)
         self.booster_ = np.frombuffer(booster.save_raw("json"), dtype=np.uint8).copy()
@@ -86,6 +87,11 @@ class XGBoost(Predictor):
     def _learned(self, query: Query) -> bool:
         return query.layer >= 0 and query.distance <= self.horizon
 
+    def _matrix(self, trace: Trace, like: Any = None) -> Any:
+        xgboost = need("xgboost", "train")
+        examples = Examples.of(trace, self.horizon)
+        return xgboost.QuantileDMatrix(examples.table(), label=examples.drawn(self.seed), ref=like)
+
     def _ready(self) -> Any:
         """The booster, loaded from what was saved: fitted or read from a file, the same trees answer."""
         if self.booster is None:
@@ -99,11 +105,6 @@ class XGBoost(Predictor):
             booster.set_param({"nthread": 1})
             self.booster = booster
         return self.booster
-
-
-def _matrix(examples: Examples, like: Any = None) -> Any:
-    xgboost = need("xgboost", "train")
-    return xgboost.QuantileDMatrix(examples.table(), label=examples.answer, ref=like)
 
 
 def _listener(told: Any) -> Any:
