@@ -51,25 +51,26 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_trace(trace: Trace, path: Path) -> None:
+def write_trace(trace: Trace, path: Path | str) -> None:
     """Write a trace as one Parquet file: whole, or not at all.
 
     Raises: TraceError for an impossible trace, StorageError where the disk refuses.
     """
     check(trace, str(path))
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         table = _table(trace)
         with _writer(temporary, table.schema) as writer:
             writer.write_table(table, row_group_size=1 << 16)
 
 
-def read_trace(path: Path, *, hidden: bool = True) -> Trace:
+def read_trace(path: Path | str, *, hidden: bool = True) -> Trace:
     """Read a trace: a Parquet file, or the `.partial` folder of a recording that was stopped.
 
     hidden: whether to read hidden states, by far the largest column.
 
     Raises: TraceError for anything that is not a whole trace.
     """
+    path = Path(path)
     if path.is_dir():
         return concat([_read_file(part, hidden) for part in parts(path)] or _empty(path))
     return _read_file(path, hidden)
