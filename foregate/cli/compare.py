@@ -44,8 +44,9 @@ def command(
     """
     from foregate.cli.terminal import progress_bar, warn
     from foregate.comparison import compare
-    from foregate.components import split_list
+    from foregate.components import build, split_list
     from foregate.errors import ChoiceError
+    from foregate.predictors import PREDICTORS
     from foregate.splits import LEAKING
     from foregate.traces.schema import concat
     from foregate.traces.storage import read_trace
@@ -53,7 +54,7 @@ def command(
     if replay not in ("recorded", "decode"):
         raise ChoiceError(f"--as {replay} is neither recorded nor decode")
     asked = None if predictors is None else split_list(predictors)
-    hidden = asked is None or any(name.startswith("next-gate") for name in asked)
+    hidden = asked is None or any("hidden" in build(PREDICTORS, name).needs for name in asked)
     trace = concat([read_trace(path, hidden=hidden) for path in traces])
     splits = ["prompt", *LEAKING] if split == "all" else [split]
     for leaking in (how for how in splits if how in LEAKING):

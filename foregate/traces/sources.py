@@ -18,22 +18,19 @@ from typing import IO, BinaryIO, cast
 
 from foregate.errors import SourceError
 
-PACKED = (".gz", ".xz")
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 ZIP = (".zip",)
 
 
 @dataclass
 class Meter:
-    """How many bytes were read, on disk and after decompression. `tick` hears of the first as they come."""
+    """How many bytes came out of decompression; `tick` hears of those read from disk as they come."""
 
-    disk: int = 0
     text: int = 0
     tick: Callable[[int], None] = field(default=lambda _: None)
 
     def read(self, count: int) -> None:
         """So many more bytes of the disk."""
-        self.disk += count
         self.tick(count)
 
 
