@@ -33,6 +33,7 @@ REASONS = {
     "ranked": "the trace does not say which routed expert is the primary",
     "weights": "the trace has no gate weights",
     "hidden": "the trace has no hidden states (record with --hidden)",
+    "residual": "the trace has no residual stream (record it again with --hidden)",
 }
 
 
@@ -63,18 +64,21 @@ class Comparison:
     seen: float
 
 
-def missing(predictor: type[Predictor], trace: Trace) -> str | None:
+def missing(predictor: Predictor, trace: Trace) -> str | None:
     """Why a trace cannot feed a predictor; None if it can."""
     has = {
         "token_id": trace.has_tokens,
         "ranked": trace.primary is not None,
         "weights": trace.weights is not None,
         "hidden": trace.hidden is not None,
+        "residual": trace.residual is not None,
     }
     return next((REASONS[need] for need in sorted(predictor.needs) if not has[need]), None)
 
 
-def choose(trace: Trace, asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+def choose(
+    trace: Trace, asked: Sequence[str] | None, baselines: Sequence[str] = BASELINES
+) -> tuple[list[str], dict[str, str]]:
     """The predictors to compare (those asked for and the baselines, or all but LEARNED), and those that the trace
     cannot feed.
 
@@ -83,8 +87,8 @@ def choose(trace: Trace, asked: Sequence[str] | None) -> tuple[list[str], dict[s
     usable: list[str] = []
     skipped: dict[str, str] = {}
     wanted = asked if asked is not None else [name for name in PREDICTORS if name not in LEARNED]
-    for text in dict.fromkeys([*BASELINES, *wanted]):
-        reason = missing(type(build(PREDICTORS, text)), trace)
+    for text in dict.fromkeys([*baselines, *wanted]):
+        reason = missing(build(PREDICTORS, text), trace)
         if reason is None:
             usable.append(text)
         elif asked is not None and text in asked:
@@ -92,6 +96,13 @@ def choose(trace: Trace, asked: Sequence[str] | None) -> tuple[list[str], dict[s
         else:
             skipped[text] = reason
     return usable, skipped
+
+
+def fit_on(predictor: Predictor, fold: Fold) -> tuple[Predictor, float]:
+    """A predictor, fitted on a fold's training rows, and the seconds that took."""
+    started = time.perf_counter()
+    predictor.fit(fold.train, fold.validation)
+    return predictor, time.perf_counter() - started
 
 
 def compare(
@@ -106,6 +117,8 @@ def compare(
     distances: Sequence[int] = (1,),
     budgets: Sequence[int] | None = None,
     as_decode: bool = False,
+    baselines: Sequence[str] = BASELINES,
+    fit: Callable[[Predictor, Fold], tuple[Predictor, float]] = fit_on,
     advance: Callable[[str, float], None] = lambda what, share: None,
 ) -> Comparison:
     """Compare predictors on one model's routing.
@@ -116,11 +129,13 @@ def compare(
     distances  how many layers ahead; every predictor is fitted once for all
     budgets    experts that may be fetched per layer, for recall; by default 1, k and 2k
     as_decode  replay prefill token by token
+    baselines  compared too, whatever `predictors` are; who compares one at a time has them in its table once
+    fit        a caller that keeps fitted predictors gives its own
     advance    told what runs, and the share of all work it was
 
     Raises: ChoiceError for options that do not fit the trace.
     """
-    names, skipped = choose(trace, predictors)
+    names, skipped = choose(trace, predictors, baselines)
     exam = Exam(_checked(distances, trace), _budgets(budgets, trace), as_decode)
     clean = without_duplicates(trace)
     if test is not None and (folds, seeds, how, shares) != (None, 1, "prompt", None):
@@ -130,7 +145,7 @@ def compare(
         if test is None
         else [_against(clean, test)]
     )
-    runs = [_Runs(name, exam) for name in names]
+    runs = [_Runs(name, exam, fit) for name in names]
     for fold in divisions:
         for run in runs:
             share = 1 / len(divisions) / len(runs)
@@ -167,19 +182,18 @@ def compare(
 class _Runs:
     """One predictor over all folds and seeds."""
 
-    def __init__(self, name: str, exam: Exam) -> None:
+    def __init__(self, name: str, exam: Exam, fit: Callable[[Predictor, Fold], tuple[Predictor, float]]) -> None:
         self.name = name
         self.exam = exam
+        self.fit = fit
         self.tallies: dict[int, list[Tally]] = defaultdict(list)
         self.costs: dict[str, list[float]] = defaultdict(list)
 
     def add(self, fold: Fold, advance: Callable[[float], None]) -> None:
         """Fit on a fold and test; `advance` is told each share of the fold that is done."""
         exam = self.exam
-        predictor = build(PREDICTORS, self.name, horizon=max(exam.distances))
-        started = time.perf_counter()
-        predictor.fit(fold.train, fold.validation)
-        self.costs["fit_s"].append(time.perf_counter() - started)
+        predictor, seconds = self.fit(build(PREDICTORS, self.name, horizon=max(exam.distances)), fold)
+        self.costs["fit_s"].append(seconds)
         self.costs["bytes"].append(len(to_bytes(predictor)))
         cost = predict_us(predictor, fold.test, distance=min(exam.distances), as_decode=exam.as_decode)
         self.costs["predict_us"].append(cost)
@@ -191,6 +205,7 @@ class _Runs:
                 distance=distance,
                 budgets=exam.budgets,
                 as_decode=exam.as_decode,
+                earliest=-1,
                 advance=lambda tokens: advance(tokens / whole),
             )
             self.tallies[distance].append(tally)
@@ -205,7 +220,7 @@ class _Runs:
 
 
 def _accuracy(tally: Tally, row: Measure, budgets: Sequence[int]) -> list[Measure]:
-    """All metrics of one predictor at one distance: the mean over layers first, then each layer."""
+    """All metrics of one predictor at one distance: the mean over layers first, then each layer; then reliability."""
     draws = resamples(len(tally.prompts))
     rows = []
     covered = tally.mean("coverage")
@@ -221,23 +236,41 @@ def _accuracy(tally: Tally, row: Measure, budgets: Sequence[int]) -> list[Measur
         means = calibration_error(tally.bins.sum(axis=0))
         named = replace(row, metric="calibration_error")
         rows += _with_intervals(named, means, samples, tally.count("log_loss"), covered)
+        rows += _reliability(tally, draws, row)
+    return rows
+
+
+def _reliability(tally: Tally, draws: Float64, row: Measure) -> list[Measure]:
+    """A row for each bin of confidence that has guesses, over the layers that count in means."""
+    assert row.distance is not None
+    bins = tally.bins[:, row.distance :].sum(axis=1)  # [prompts, BINS, 3]
+    confidence, hits, count = bins.sum(axis=0).T
+    samples = layer_means(draws @ bins[:, :, 1], draws @ bins[:, :, 2])
+    rows = []
+    for i in np.flatnonzero(count).tolist():
+        low, high = interval(samples[:, i]) or (None, None)
+        value, mean = float(hits[i] / count[i]), float(confidence[i] / count[i])
+        named = replace(row, metric="reliability", value=value, confidence=mean, n=int(count[i]))
+        rows.append(replace(named, low=low, high=high))
     return rows
 
 
 def _with_intervals(row: Measure, means: Float64, samples: Float64, cells: Int64, covered: Float64) -> list[Measure]:
-    """The mean over the layers that have cells, then a row for each."""
-    layers = np.flatnonzero(cells > 0)
+    """The mean over the layers that have cells and a routed layer `distance` before them, then a row for each layer."""
+    assert row.distance is not None
+    asked = np.flatnonzero(cells > 0)
+    layers = asked[asked >= row.distance]
     low, high = interval(np.nanmean(samples[:, layers], axis=1)) or (None, None)
     everything = replace(
         row,
         value=float(means[layers].mean()),
         low=low,
         high=high,
-        n=int(cells.sum()),
+        n=int(cells[layers].sum()),
         coverage=float(covered[layers].mean()),
     )
     rows = [everything]
-    for layer in layers.tolist():
+    for layer in asked.tolist():
         low, high = interval(samples[:, layer]) or (None, None)
         value, coverage = float(means[layer]), float(covered[layer])
         rows.append(replace(row, layer=layer, value=value, low=low, high=high, n=int(cells[layer]), coverage=coverage))

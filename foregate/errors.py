@@ -4,6 +4,7 @@
     ├── ChoiceError          an unknown name, or an option that does not fit the others
     ├── SourceError          a file somebody gave us is broken: names the file, and the line or column
     ├── TraceError           a trace contradicts itself, or lacks what was asked of it
+    ├── TrainingError        a network cannot be trained any further: a number that is not finite
     ├── ModelError           a model cannot be loaded, or has nothing to record
     ├── ExtraError           an optional library is not installed: names the line to type
     └── StorageError         the disk or a database refused: no space, no permission, no answer
@@ -29,6 +30,10 @@ class SourceError(ForegateError):
 
 class TraceError(ForegateError):
     """A trace contradicts itself, or lacks something that was asked of it."""
+
+
+class TrainingError(ForegateError):
+    """Training met a number that is not finite."""
 
 
 class ModelError(ForegateError):

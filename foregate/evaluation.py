@@ -27,11 +27,14 @@ class Measure:
 
     predictor  as the user typed it, e.g. "rules:order=3"
     trace      the model whose routing was predicted
-    split      prompt | dataset | token | sample | test (a trace of its own); `leaks` marks those whose test rows are
-               partly known from training
+    split      prompt | dataset | half (of the same prompts) | token | sample | test (a trace of its own); `leaks` marks
+               those whose test rows are partly known from training
     replay     "recorded": tokens of one prefill cannot see each other; "decode": replayed token by token
-    metric     top1 | top2 | recall | exact_set | log_loss | calibration_error | coverage | predict_us | fit_s | bytes
-    layer      the target layer (counted from 0 over mixture layers); None = mean over layers
+    metric     top1 | top2 | recall | exact_set | log_loss | calibration_error | reliability | coverage | predict_us |
+               fit_s | bytes; reliability is how often guesses of about one confidence were right, over all layers
+    layer      the target layer (counted from 0 over mixture layers); None = mean over the layers that have a routed one
+               `distance` before them. Layer `distance` - 1 is asked before the forward pass starts (the token and its
+               past are known); it stands beside that mean, not in it
     distance   layers between the last routed layer and the target; None where it does not matter
     budget     experts that may be fetched per layer, for recall
     value      the number; low..high is its 95 % interval, bootstrapped over prompts (None where it has none)
@@ -40,6 +43,7 @@ class Measure:
     top_k      routed experts of a token: the budget that a perfect predictor needs
     how        measured | simulated | derived
     self_check of the trace: below 1.0 the recording itself is in doubt; None where the source allows no check
+    confidence mean confidence of the guesses behind a reliability; None for all other metrics
     """
 
     predictor: str
@@ -59,6 +63,7 @@ class Measure:
     top_k: int
     how: str = "measured"
     self_check: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(eq=False)
@@ -120,18 +125,21 @@ def evaluate(
     distance: int = 1,
     budgets: Sequence[int] = (),
     as_decode: bool = False,
+    earliest: int = 0,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Tally:
     """Ask a fitted predictor for every layer of every token of a test trace, `distance` layers ahead.
 
     Cells without an answer (absent experts, or masked by `trace.answers`) do not count.
+
+    earliest  the first routed layer to ask from; -1 = also before the forward pass, when none is
     """
     L = trace.spec.num_layers
     tally = Tally(prompts=tuple(p.name for p in trace.prompts), layers=L)
     for rows in trace.sequences():
         sequence = trace.take(rows)
         replay = Replay(sequence, as_decode)
-        for target in range(distance, L):
+        for target in range(distance + earliest, L):
             answers = sequence.answers_at(target)
             asked = np.flatnonzero((answers >= 0).any(axis=1))
             if len(asked) == 0:
@@ -196,7 +204,11 @@ def merge(tallies: Sequence[Tally]) -> Tally:
 
 
 def resamples(prompts: int, seed: int = 0) -> Float64:
-    """[RESAMPLES, prompts] how often each prompt was drawn, with replacement."""
+    """[RESAMPLES, prompts] how often each prompt was drawn, with replacement; [0, 1] of a single one, whose draws would
+    all be alike and make an interval without width.
+    """
+    if prompts == 1:
+        return np.empty((0, 1))
     draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
     return draws.astype(np.float64)
 

@@ -16,12 +16,13 @@ from foregate.traces.schema import Trace
 class Past:
     """One sequence's tokens, whole; a query's row n may read the first `seen[n]` of them and nothing else.
 
-    token_id [P], experts [P, L, k], weights [P, L, k] or None
+    token_id [P], experts [P, L, k], weights [P, L, k] or None, residual [P, L, D] or None (see `Trace.residual`)
     """
 
     token_id: Int32
     experts: Int
     weights: Float | None
+    residual: Float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,8 @@ class Query:
     past      earlier tokens of the same sequence
     seen      [N]                 how many of them each row may read
     hidden    [N, D]              router input of `layer`, or None
+    residual  [N, D]              residual stream that enters the transformer layer of mixture `layer + 1`, or None. It
+                                  is known once `layer`'s experts have run, or where dense layers follow, once they have
     """
 
     spec: MoESpec
@@ -47,6 +50,7 @@ class Query:
     past: Past
     seen: Int64
     hidden: Float | None = None
+    residual: Float | None = None
 
     @property
     def rows(self) -> int:
@@ -87,14 +91,18 @@ class Replay:
             token_id=trace.token_id[rows],
             routed=trace.experts[rows, : layer + 1],
             weights=None if trace.weights is None else trace.weights[rows, : layer + 1],
-            past=Past(trace.token_id, trace.experts, trace.weights),
+            past=Past(trace.token_id, trace.experts, trace.weights, trace.residual),
             seen=self.seen()[rows],
             hidden=None if trace.hidden is None or layer < 0 else trace.hidden[rows, layer],
+            residual=None if trace.residual is None else trace.residual[rows, layer + 1],
         )
 
 
 class History:
     """One live sequence: `begin` a forward pass, `observe` each layer as its router decides, `query` in between.
+
+    Where the residual stream is wanted too, `enter` hands it over before each mixture's transformer layer runs; asked
+    between `observe` and `enter`, a query holds none. All of it is kept, 4 * L * D bytes a token.
 
     Buffers grow by doubling; queries are views.
     """
@@ -107,6 +115,8 @@ class History:
         self._weights: Any = np.zeros(shape, dtype=np.float32) if weights else None
         self._keep_hidden = hidden
         self._hidden: Float | None = None
+        self._residual: Any = None  # [capacity, L, D], from the first `enter` on
+        self._entered = -1  # the last layer that was entered
         self._past = 0  # tokens of earlier passes
         self._now = 0  # tokens of this pass
         self._layer = -1
@@ -115,7 +125,7 @@ class History:
         """A forward pass starts on these tokens [N]; the previous pass is over."""
         self._past += self._now
         self._now = len(token_id)
-        self._layer = -1
+        self._layer = self._entered = -1
         self._hidden = None
         self._grow(self._past + self._now)
         self._token_id[self._rows()] = token_id
@@ -129,6 +139,16 @@ class History:
         self._hidden = hidden if self._keep_hidden else None
         self._layer = layer
 
+    def enter(self, layer: int, residual: Float) -> None:
+        """The residual stream [N, D] enters the transformer layer of mixture `layer`, the next to be observed."""
+        assert layer == self._layer + 1, f"layer {layer} was entered after layer {self._layer} was observed"
+        if not self._keep_hidden:
+            return
+        if self._residual is None:
+            self._residual = np.zeros((*self._experts.shape[:2], residual.shape[1]), dtype=np.float32)
+        self._residual[self._rows(), layer] = residual
+        self._entered = layer
+
     def query(self, target: int) -> Query:
         """Ask about a later layer for the tokens of this pass."""
         rows = self._rows()
@@ -141,9 +161,15 @@ class History:
             token_id=self._token_id[rows],
             routed=self._experts[rows, : self._layer + 1],
             weights=None if weights is None else weights[rows, : self._layer + 1],
-            past=Past(self._token_id[:end], self._experts[:end], None if weights is None else weights[:end]),
+            past=Past(
+                self._token_id[:end],
+                self._experts[:end],
+                None if weights is None else weights[:end],
+                None if self._residual is None else self._residual[:end],
+            ),
             seen=np.full(self._now, self._past, dtype=np.int64),
             hidden=self._hidden,
+            residual=self._residual[rows, self._layer + 1] if self._entered > self._layer else None,
         )
 
     def _rows(self) -> slice:
@@ -157,6 +183,8 @@ class History:
         self._experts = _extend(self._experts, extra, -1)
         if self._weights is not None:
             self._weights = _extend(self._weights, extra, 0)
+        if self._residual is not None:
+            self._residual = _extend(self._residual, extra, 0)
 
 
 def _extend(array: Any, extra: int, fill: int) -> Any:

@@ -22,5 +22,6 @@ def some_layers(trace: Trace, first: int, last: int) -> Trace:
         experts=trace.experts[:, part],
         weights=None if trace.weights is None else trace.weights[:, part],
         hidden=None if trace.hidden is None else trace.hidden[:, part],
+        residual=None if trace.residual is None else trace.residual[:, part],
         answers=None if trace.answers is None else trace.answers[:, part],
     )

@@ -25,12 +25,15 @@ class MixtureLayer:
     layer_id  the model's own number of the layer
     path      dotted name of the block, the module that calls both router and experts
     experts   the modules that hold the experts' weights (nearly always one)
+    entry     the transformer layer around the block: what it is given is the residual stream, before its attention
+              (models that give attention a layer of its own, as Nemotron-H, have had it by then)
     """
 
     layer_id: int
     stack: str
     path: str
     block: Any
+    entry: Any
     router: Any
     experts: tuple[Any, ...]
     num_experts: int
@@ -163,7 +166,7 @@ def _layers(model: Any, root: Any, stack: str, name: str) -> Iterator[MixtureLay
         if id(module) not in inside or NOT_TEXT & set(path.split(".")) or not _holds_experts(path, module):
             continue
         block_path = path.rpartition(".")[0]
-        yield _layer(by_path[block_path], module, block_path, stack, name)
+        yield _layer(by_path, module, block_path, stack, name)
 
 
 def _holds_experts(path: str, module: Any) -> bool:
@@ -175,18 +178,20 @@ def _holds_experts(path: str, module: Any) -> bool:
     return kind.endswith("Experts") and path.endswith(".experts")  # shared experts go by another name
 
 
-def _layer(block: Any, experts: Any, path: str, stack: str, name: str) -> MixtureLayer:
+def _layer(by_path: dict[str, Any], experts: Any, path: str, stack: str, name: str) -> MixtureLayer:
+    block = by_path[path]
     adapter = ADAPTERS.get(type(experts).__name__, GENERIC)
     router = next((getattr(block, n) for n in ROUTER_NAMES if hasattr(block, n)), None)
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", path)
-    if router is None or not numbers:
+    numbered = re.match(r"(?:.*?\.)??(\d+)(?=\.|$)", path)  # up to the layer's number in the list of layers
+    if router is None or numbered is None:
         raise ModelError(f"{name} keeps experts in {path}, but foregate finds no router beside them")
     holders = (experts, block.output_linear) if type(experts).__name__ == "JetMoeParallelExperts" else (experts,)
     return MixtureLayer(
-        layer_id=int(numbers[0]),
+        layer_id=int(numbered[1]),
         stack=stack,
         path=path,
         block=block,
+        entry=by_path[numbered[0]],
         router=router,
         experts=holders,
         num_experts=_num_experts(experts, path),

@@ -1,5 +1,5 @@
-"""Who is trained on, who is tested. By prompt or data set; the `token` and `sample` splits exist only to show what they
-leak. Duplicated prompts are removed before any split.
+"""Who is trained on, who is tested. By prompt or data set; by `half`, the only honest one for a single prompt; the
+`token` and `sample` splits exist only to show what they leak. Duplicated prompts are removed before any split.
 """
 
 import hashlib
@@ -33,11 +33,16 @@ def duplicate_prompts(trace: Trace) -> dict[int, int]:
     repeats: dict[int, int] = {}
     for rows in trace.sequences():
         index = int(trace.sequence[rows.start])
-        content = trace.token_id[rows] if (trace.token_id[rows] >= 0).all() else trace.experts[rows]
-        digest = hashlib.blake2b(np.ascontiguousarray(content).tobytes(), digest_size=16).digest()
+        digest = content_digest(trace, rows)
         if first.setdefault(digest, index) != index:
             repeats[index] = first[digest]
     return repeats
+
+
+def content_digest(trace: Trace, rows: slice) -> bytes:
+    """What two sequences share if one repeats the other."""
+    content = trace.token_id[rows] if (trace.token_id[rows] >= 0).all() else trace.experts[rows]
+    return hashlib.blake2b(np.ascontiguousarray(content).tobytes(), digest_size=16).digest()
 
 
 def without_duplicates(trace: Trace) -> Trace:
@@ -75,6 +80,9 @@ def split(
             dataset  each data set is the test once, the others are trained on
             token    tokens of one prompt on both sides, 80/10/10 (leaks)
             sample   single (token, layer) cells on both sides, 98/1/1, as in the Mixtral study (leaks)
+            half     the first half of each prompt's tokens is trained on, the rest is tested and may read all that came
+                     before it. Nothing leaks, as a runtime knows what it has already routed; but both sides are of the
+                     same prompt, so that it says nothing of others (see SAME_PROMPT)
     folds   prompt only: k-fold instead, every prompt tested once; the i-th prompt of each data set goes to fold
             i mod k where seed is 0, to a shuffled place otherwise
     shares  token and sample only: (validation, test) instead, e.g. (0.1, 0.1)
@@ -138,6 +146,16 @@ def _split_tokens(trace: Trace, seed: int) -> Iterator[Fold]:
     yield _masked(trace, _random_parts(trace, "token", seed, (0.1, 0.1)))
 
 
+def _split_halves(trace: Trace, seed: int) -> Iterator[Fold]:
+    first: Bool = np.zeros(len(trace), dtype=np.bool_)
+    for rows in trace.sequences():
+        first[rows.start : (rows.start + rows.stop) // 2] = True
+    if not first.any():
+        raise ChoiceError("a split by half needs a prompt of 2 tokens or more; this trace has none")
+    allowed: Bool = np.ones(trace.experts.shape[:2], dtype=np.bool_) if trace.answers is None else trace.answers
+    yield Fold(trace.take(first), None, replace(trace, answers=allowed & ~first[:, None]))
+
+
 def _split_samples(trace: Trace, seed: int) -> Iterator[Fold]:
     yield _masked(trace, _random_parts(trace, "sample", seed, (0.01, 0.01)))
 
@@ -147,8 +165,11 @@ SPLITS: dict[str, Callable[[Trace, int], Iterator[Fold]]] = {
     "dataset": _split_datasets,
     "token": _split_tokens,
     "sample": _split_samples,
+    "half": _split_halves,
 }
 LEAKING = ("token", "sample")
+SAME_PROMPT = ("half",)
+"""Their test tokens follow the training tokens in the same prompt: no leak, and no claim for other prompts."""
 
 
 def _random_parts(trace: Trace, how: str, seed: int, shares: tuple[float, float]) -> Int64:

@@ -245,7 +245,7 @@ def _typed(value: Any) -> str:
 def _check(question: Question, trace: Trace) -> None:
     """Raise a ChoiceError for a question that the trace or the predictor cannot answer."""
     kind, spec = PREDICTORS[question.predictor.partition(":")[0]], trace.spec
-    reason = missing(kind, trace)
+    reason = missing(build(PREDICTORS, question.predictor), trace)
     if reason is not None:
         raise ChoiceError(f"{question.predictor} cannot be tuned here: {reason}")
     if question.metric not in METRICS:

@@ -45,6 +45,7 @@ def make_trace(
         experts=routed,
         weights=weights / weights.sum(axis=2, keepdims=True),
         hidden=rng.normal(size=(T, layers, hidden)).astype(np.float16) if hidden else None,
+        residual=rng.normal(size=(T, layers, hidden)).astype(np.float16) if hidden else None,
         prompts=tuple(Prompt(f"set{i % 2}/{i}", f"set{i % 2}", prefill) for i in range(prompts)),
         provenance=Provenance(("random",), "test"),
     )

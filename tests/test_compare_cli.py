@@ -45,6 +45,17 @@ def test_a_leaking_split_warns_and_marks_its_rows(file: Path) -> None:
     assert "tokens (leaks)" in result.stdout
 
 
+def test_a_single_prompt_is_split_by_half_and_the_page_says_so(tmp_path: Path) -> None:
+    path, json_file = tmp_path / "one.parquet", tmp_path / "rows.json"
+    write_trace(make_trace(prompts=1, tokens=40), path)
+    result = run(path, "--split", "half", "--predictors", "tokens", "--json", json_file)
+    assert result.exit_code == 0, result.output
+    assert "says nothing of other prompts" in " ".join(result.stdout.split())
+    rows = [Measure(**row) for row in json.loads(json_file.read_text())]
+    assert {(r.split, r.leaks) for r in rows} == {("half", False)}
+    assert all(r.low is None and r.high is None for r in rows)  # one prompt cannot be drawn again
+
+
 def test_several_traces_of_one_model_are_joined(file: Path) -> None:
     result = run(file, file, "--predictors", "tokens")
     assert "20 duplicate prompts removed" in " ".join(result.output.split())

@@ -92,10 +92,10 @@ def test_every_row_says_what_it_is() -> None:
     assert found.skipped == {"next-gate": "the trace has no hidden states (record with --hidden)"}
     metrics = {m.metric for m in found.measures}
     assert metrics == {
-        *("top1", "top2", "recall", "exact_set", "log_loss", "calibration_error"),
+        *("top1", "top2", "recall", "exact_set", "log_loss", "calibration_error", "reliability"),
         *("coverage", "predict_us", "fit_s", "bytes"),
     }
-    keys = [(m.predictor, m.metric, m.layer, m.distance, m.budget) for m in found.measures]
+    keys = [(m.predictor, m.metric, m.layer, m.distance, m.budget, m.confidence) for m in found.measures]
     assert len(keys) == len(set(keys))
     for m in found.measures:
         assert (m.split, m.leaks, m.replay, m.how, m.trace) == ("prompt", False, "decode", "measured", "random")

@@ -20,6 +20,22 @@ from foregate.traces.schema import Trace
 
 D = 6
 SHORT = {"xgboost": "xgboost:rounds=4,depth=3,threads=1", "mlp": "mlp:epochs=2,width=16"}
+SHORT |= {
+    "fusion": "fusion:epochs=1,width=16,token_size=4,buckets=50",
+    "pre-attention": "pre-attention:epochs=2,rank=8",
+    "interlayer": "interlayer:epochs=1,dim=16,heads=2,ff=16,depth=2,window=3",
+    "multiscale": "multiscale:epochs=1,dim=16,heads=2,ff=16,depth=1,window=3",
+    "augmented": "augmented:epochs=1,dim=16,heads=2,ff=16,depth=1,window=3",
+    "probe": "probe:epochs=2,rank=3",
+    "gating": "gating:epochs=2,width=8,preset=hierarchical",
+}
+
+
+SHORT |= {
+    "ensemble": "ensemble:members=rules(order=2,smoothing=2)+memory+previous",
+    "blend": "blend:members=rules(order=2,smoothing=2)+memory+previous,epochs=2",
+    "calibrated": "calibrated:member=memory(beta=4),method=isotonic",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +80,10 @@ def scrambled(query: Query, n: int, rng: np.random.Generator) -> Query:
     weights = None if query.past.weights is None else query.past.weights.copy()
     if weights is not None:
         weights[hide] = rng.random(weights[hide].shape)
-    return replace(query, past=Past(token_id, experts, weights))
+    residual = None if query.past.residual is None else query.past.residual.copy()
+    if residual is not None:
+        residual[hide] = rng.normal(size=residual[hide].shape)
+    return replace(query, past=Past(token_id, experts, weights, residual))
 
 
 @pytest.mark.parametrize("as_decode", [False, True])
@@ -89,15 +108,18 @@ def test_live_and_replayed_queries_score_alike(predictor: Predictor, trace: Trac
     replay = Replay(sequence)
     assert sequence.weights is not None
     assert sequence.hidden is not None
+    assert sequence.residual is not None
     live = History(trace.spec, hidden=True, capacity=2)
     for rows in sequence.steps():
         live.begin(sequence.token_id[rows])
+        live.enter(0, sequence.residual[rows, 0])
         for layer in range(trace.spec.num_layers):
             live.observe(
                 layer, sequence.experts[rows, layer], sequence.weights[rows, layer], sequence.hidden[rows, layer]
             )
             if layer + 1 == trace.spec.num_layers:
                 break
+            live.enter(layer + 1, sequence.residual[rows, layer + 1])
             expected = predictor.predict(replay.query(layer, layer + 1, rows))
             np.testing.assert_allclose(predictor.predict(live.query(layer + 1)), expected, rtol=1e-5, atol=1e-6)
 
@@ -142,7 +164,7 @@ def test_a_saved_predictor_scores_the_same(predictor: Predictor, trace: Trace, t
 @pytest.mark.parametrize("name", sorted(set(PREDICTORS) - {"next-gate"}))
 def test_only_allowed_answers_are_learned(name: str) -> None:
     """Cells that a split masked may be changed at will: what is learned as an answer stays the same."""
-    trace = make_trace()
+    trace = make_trace(hidden=D)
     last = trace.spec.num_layers - 1
     answers = np.ones((len(trace), trace.spec.num_layers), dtype=np.bool_)
     answers[::2, last] = False  # the last layer is nobody's context, so it is known as an answer alone

@@ -7,7 +7,16 @@ import pytest
 from conftest import make_trace
 
 from foregate.errors import ChoiceError, ForegateError
-from foregate.splits import LEAKING, SPLITS, Fold, answers_seen, duplicate_prompts, split, without_duplicates
+from foregate.splits import (
+    LEAKING,
+    SAME_PROMPT,
+    SPLITS,
+    Fold,
+    answers_seen,
+    duplicate_prompts,
+    split,
+    without_duplicates,
+)
 from foregate.traces.schema import Trace, concat
 
 
@@ -15,7 +24,7 @@ def names(trace: Trace | None) -> set[str]:
     return set() if trace is None else {p.name for p in trace.prompts}
 
 
-@pytest.mark.parametrize("how", sorted(set(SPLITS) - set(LEAKING)))
+@pytest.mark.parametrize("how", sorted(set(SPLITS) - {*LEAKING, *SAME_PROMPT}))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_prompt_stands_on_two_sides(how: str, seed: int) -> None:
     trace = make_trace(prompts=23)
@@ -35,6 +44,26 @@ def test_a_leaking_split_says_so_and_shares_no_cell(how: str) -> None:
     masks = [t.answers for t in (fold.train, fold.validation, fold.test) if t.answers is not None]
     np.testing.assert_array_equal(sum(m.astype(int) for m in masks), 1)
     assert 0 < masks[2].mean() < 0.2
+
+
+def test_the_first_half_of_each_prompt_is_trained_on_and_the_rest_tested() -> None:
+    trace = make_trace(prompts=2, tokens=7)
+    (fold,) = split(trace, "half")
+    assert not fold.leaks
+    assert fold.validation is None
+    assert fold.train.position.tolist() == [0, 1, 2] * 2
+    assert fold.test.take(slice(None)).equals(trace)  # the past may be read, whole
+    assert fold.test.answers is not None
+    np.testing.assert_array_equal(fold.test.answers, np.repeat(trace.position >= 3, 5).reshape(-1, 5))
+
+
+def test_halves_respect_what_an_earlier_split_masked() -> None:
+    trace = make_trace(prompts=1, tokens=4)
+    allowed = np.arange(20).reshape(4, 5) % 2 == 0
+    (fold,) = split(replace(trace, answers=allowed), "half")
+    assert fold.train.answers is not None
+    assert fold.test.answers is not None
+    assert int(fold.train.answers.sum() + fold.test.answers.sum()) == int(allowed.sum())
 
 
 def test_the_prompt_split_takes_its_share_of_every_data_set() -> None:
@@ -71,7 +100,14 @@ def test_duplicates_are_found_by_tokens_or_else_by_routing() -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "how", "folds"),
-    [(2, "prompt", None), (1, "dataset", None), (4, "weekday", None), (4, "token", 2), (4, "prompt", 5)],
+    [
+        (2, "prompt", None),
+        (1, "dataset", None),
+        (4, "weekday", None),
+        (4, "token", 2),
+        (4, "half", 2),
+        (4, "prompt", 5),
+    ],
 )
 def test_an_impossible_split_is_answered_with_a_sentence(prompts: int, how: str, folds: int | None) -> None:
     with pytest.raises(ForegateError):

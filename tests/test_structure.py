@@ -21,7 +21,20 @@ ORDER = [
     {"predictors"},
     {"evaluation", "description"},
 ]
-HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "datasets", "plotly", "xgboost", "optuna", "pandas"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "plotly",
+    "xgboost",
+    "optuna",
+    "pandas",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from foregate.cli import compare, demo, describe, export, import_, journeys, realign, record, rules, train, tune
+from foregate.cli import (
+    compare,
+    demo,
+    describe,
+    export,
+    export_predictor,
+    import_,
+    journeys,
+    realign,
+    record,
+    rules,
+    train,
+    tune,
+)
 from foregate.errors import ForegateError
 
 app = typer.Typer(
@@ -17,6 +30,7 @@ app = typer.Typer(
 app.command("record")(record.command)
 app.command("import")(import_.command)
 app.command("export")(export.command)
+app.command("export-predictor")(export_predictor.command)
 app.command("describe")(describe.command)
 app.command("realign")(realign.command)
 app.command("journeys")(journeys.command)

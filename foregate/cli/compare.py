@@ -21,7 +21,10 @@ def command(
         str | None, typer.Option(help="Comma-separated, e.g. tokens,rules:order=2. The baselines are always added.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="prompt, dataset; token, sample (they leak, and say so); all = prompt, token, sample.")
+        str, typer.Option(
+            help="prompt, dataset; half: train on the first half of each prompt, test on its rest (for a single prompt); "
+            "token, sample (they leak, and say so); all = prompt, token, sample."
+        )
     ] = "prompt",
     folds: Annotated[
         int | None, typer.Option(help="With --split prompt: test every prompt once, in so many folds.")
@@ -47,6 +50,7 @@ def command(
     from foregate.components import build, split_list
     from foregate.errors import ChoiceError
     from foregate.predictors import PREDICTORS
+    from foregate.predictors.base import HIDDEN
     from foregate.splits import LEAKING
     from foregate.traces.schema import concat
     from foregate.traces.storage import read_trace
@@ -54,7 +58,7 @@ def command(
     if replay not in ("recorded", "decode"):
         raise ChoiceError(f"--as {replay} is neither recorded nor decode")
     asked = None if predictors is None else split_list(predictors)
-    hidden = asked is None or any("hidden" in build(PREDICTORS, name).needs for name in asked)
+    hidden = asked is None or any(build(PREDICTORS, name).needs & HIDDEN for name in asked)
     trace = concat([read_trace(path, hidden=hidden) for path in traces])
     splits = ["prompt", *LEAKING] if split == "all" else [split]
     for leaking in (how for how in splits if how in LEAKING):
@@ -132,13 +136,19 @@ def show(found: list[Comparison]) -> None:
 
 
 def _explain(one: Comparison, console: Console) -> None:
+    from foregate.splits import SAME_PROMPT
+
     first = one.measures[0]
     text = f"{one.prompts} test prompts of {first.trace}, split by {first.split}, replayed as {first.replay}."
     if one.duplicates:
         text += f" {one.duplicates} duplicate prompts removed first."
+    if first.split in SAME_PROMPT:
+        text += " Trained on the first half of the same prompts: this says nothing of other prompts."
     if one.seen:
         text += f" The answer of {one.seen:.1%} of the test rows stands in a training row's routed sets."
-    if first.replay == "recorded" and any(m.metric == "coverage" and m.value == 0 for m in one.measures):
+    if first.replay == "recorded" and any(
+        m.metric == "coverage" and m.layer is None and m.value == 0 for m in one.measures
+    ):
         text += " Tokens of one prefill pass cannot see each other; --as decode replays them one by one."
     console.print(text, style="dim", highlight=False)
 

@@ -24,7 +24,9 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Prompts in one forward pass.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(help="Cut prompts to N tokens.")] = None,
-    hidden: Annotated[bool, typer.Option("--hidden", help="Keep router inputs too, as float16; large.")] = False,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Keep hidden states too (router inputs, residual stream); large.")
+    ] = False,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Keep the experts' weights.")] = True,
     stack: Annotated[str, typer.Option(help="encoder, decoder or both, of a model that has both.")] = "both",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",

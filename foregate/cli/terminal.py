@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,19 @@ PERCENT = ("top1", "top2", "recall", "exact_set", "coverage")
 def warn(text: str) -> None:
     """One yellow line on standard error."""
     Console(stderr=True).print(f"warning: {text}", style="yellow", highlight=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all; "-" is standard output."""
+    import sys
+
+    from foregate.traces.storage import replacing
+
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -56,8 +56,11 @@ def command(
     Example: foregate tune memory deepseek.parquet --as decode --trials 50 --layers 5
     """
     from foregate.cli.terminal import warn
+    from foregate.components import build
     from foregate.errors import ChoiceError, need
     from foregate.layers import some_layers
+    from foregate.predictors import PREDICTORS
+    from foregate.predictors.base import HIDDEN
     from foregate.splits import LEAKING
     from foregate.traces.storage import read_trace
     from foregate.tuning import Question, tune
@@ -70,7 +73,7 @@ def command(
     if split in LEAKING:
         warn(f"--split {split} leaks: tokens of one prompt stand on both sides; what it prefers holds nowhere else")
     plain = name.partition(":")[0]
-    whole = read_trace(source, hidden=plain == "next-gate")
+    whole = read_trace(source, hidden=bool(build(PREDICTORS, name).needs & HIDDEN))
     question = Question(
         name,
         metric=metric,
@@ -151,19 +154,21 @@ def _next(tuned: Tuned, source: Path) -> str:
 def _write(
     tuned: Tuned, whole: Trace, source: Path, *, plot: Path | None, json: Path | None, output: Path | None
 ) -> None:
+    from foregate.cli.terminal import write_text
+
     if json is not None:
-        _text(json, _json(tuned))
+        write_text(json, _json(tuned))
     if plot is not None:
         from foregate.report.study import build_study_page
 
         title = f"Tuning {tuned.question.predictor} on {whole.spec.model}"
-        _text(plot, build_study_page(tuned, title=title, commands=[_next(tuned, source)]))
+        write_text(plot, build_study_page(tuned, title=title, commands=[_next(tuned, source)]))
         print(f"wrote {plot}")
     if output is not None:
         from foregate.predictors.storage import save
         from foregate.tuning import fit_best
 
-        save(fit_best(whole, tuned), output)
+        save(fit_best(whole, tuned), output, whole.spec)
         print(f"wrote {output}: {tuned.best.component}, fitted on the training prompts, all layers")
 
 
@@ -180,18 +185,6 @@ def _json(tuned: Tuned) -> str:
         "trials": [asdict(a) for a in tuned.attempts],
     }
     return dumps(found, indent=1) + "\n"
-
-
-def _text(path: Path, text: str) -> None:
-    import sys
-
-    from foregate.traces.storage import replacing
-
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _heading(tuned: Tuned) -> str:

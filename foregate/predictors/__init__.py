@@ -1,11 +1,23 @@
 """Predictors: estimators that say which experts a later layer will need. One registry, a plain dict."""
 
+from foregate.predictors.bank import Bank
 from foregate.predictors.base import Predictor
+from foregate.predictors.blend import Blend
+from foregate.predictors.calibrated import Calibrated
 from foregate.predictors.counting import Chance, Cooccur, Popularity, Previous, Repeat
+from foregate.predictors.counts import Counts
+from foregate.predictors.ensemble import Ensemble
+from foregate.predictors.fusion import Fusion
 from foregate.predictors.gates import NextGate
+from foregate.predictors.gating import Gating
+from foregate.predictors.interlayer import Augmented, Interlayer, Multiscale
 from foregate.predictors.lookup import Hybrid, Rules, Tokens
 from foregate.predictors.memory import Memory
 from foregate.predictors.mlp import MLP
+from foregate.predictors.modes import Adaptive, MultiLayer
+from foregate.predictors.ngrams import NGrams
+from foregate.predictors.preattention import PreAttention
+from foregate.predictors.probe import Probe
 from foregate.predictors.trees import XGBoost
 
 PREDICTORS: dict[str, type[Predictor]] = {
@@ -13,16 +25,44 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "popularity": Popularity,
     "previous": Previous,
     "repeat": Repeat,
+    "multi-layer": MultiLayer,
     "cooccur": Cooccur,
+    "adaptive": Adaptive,
+    "counts": Counts,
     "tokens": Tokens,
+    "ngrams": NGrams,
     "rules": Rules,
     "hybrid": Hybrid,
     "memory": Memory,
+    "bank": Bank,
+    "fusion": Fusion,
     "next-gate": NextGate,
+    "pre-attention": PreAttention,
+    "probe": Probe,
+    "gating": Gating,
     "xgboost": XGBoost,
     "mlp": MLP,
+    "ensemble": Ensemble,
+    "blend": Blend,
+    "calibrated": Calibrated,
+    "interlayer": Interlayer,
+    "multiscale": Multiscale,
+    "augmented": Augmented,
 }
 BASELINES = ("chance", "popularity", "previous", "tokens")
 """In every leaderboard, whatever was asked for (where the trace holds what they need)."""
-LEARNED = ("xgboost", "mlp")
+LEARNED = (
+    "fusion",
+    "xgboost",
+    "mlp",
+    "pre-attention",
+    "probe",
+    "gating",
+    "interlayer",
+    "multiscale",
+    "augmented",
+    "ensemble",
+    "blend",
+    "calibrated",
+)
 """Minutes of training: in a leaderboard only where they are named."""

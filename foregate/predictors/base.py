@@ -6,24 +6,32 @@ from typing import ClassVar, Literal, Self
 
 from foregate.arrays import Bool, Float32
 from foregate.history import Query
+from foregate.predictors.session import Session
 from foregate.predictors.space import Choice
 from foregate.traces.schema import Trace
 
-Need = Literal["token_id", "ranked", "weights", "hidden"]
+Need = Literal["token_id", "ranked", "weights", "hidden", "residual"]
+HIDDEN: frozenset[Need] = frozenset({"hidden", "residual"})
+"""What `read_trace(..., hidden=False)` leaves on disk."""
 
 
 class Predictor(ABC):
     """Scores the experts of a layer that has not been routed yet.
 
     An implementation is a final dataclass: the constructor stores, `fit` learns and returns self, learned attributes
-    end in `_` and are numpy arrays (or dicts of arrays by name), so that any predictor can be saved and loaded.
+    end in `_` and are numpy arrays, dicts of arrays by name, or a tuple of fitted predictors, so that any predictor can
+    be saved and loaded.
     """
 
     probabilities: ClassVar[bool]
     """Scores are non-negative and sum to one over experts: the share of the routed set expected on each."""
 
-    needs: ClassVar[frozenset[Need]]
-    """What a trace must hold for this predictor to work at all."""
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """What a trace must hold for this predictor to work at all; an implementation's plain ClassVar, or for one that
+        holds others, what these need.
+        """
 
     space: ClassVar[Mapping[str, Choice]] = {}
     """The constructor's values that `tune` may search, and where; each range holds the default."""
@@ -32,6 +40,9 @@ class Predictor(ABC):
     """Who learns in epochs tells `on_epoch(epoch, validation score)` after each, from 1, higher = better; what it
     raises stops `fit`. None: nobody listens.
     """
+
+    session: Session | None = None
+    """Who trains in torch keeps checkpoints and a learning curve there; None: nobody asks for them."""
 
     @abstractmethod
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:

@@ -12,8 +12,10 @@ from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.counting import everywhere, layer_frequency
 from foregate.predictors.features import Columns, Examples, table
+from foregate.predictors.graph import Graph
 from foregate.predictors.space import Choice, Range
 from foregate.predictors.training import SLOPE, Recipe, train
+from foregate.spec import MoESpec
 from foregate.traces.schema import Trace
 
 HELD_OUT = 0.1
@@ -79,7 +81,9 @@ class MLP(Predictor):
             learned, judged = examples.take(~held), examples.take(held)
         if len(learned) < 2 or len(judged) == 0:
             raise TraceError(f"{len(examples)} training rows are too few to train on some and judge by others")
-        network = train(self._recipe(), learned, judged, trace.spec.num_experts, self.on_epoch)
+        network = train(
+            self._recipe(), learned, judged, trace.spec.num_experts, told=self.on_epoch, session=self.session
+        )
         self.inputs_, self.weights_, self.biases_ = network.inputs, network.weights, network.biases
         return self
 
@@ -94,6 +98,31 @@ class MLP(Predictor):
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: Float32 = scores / scores.sum(axis=1, keepdims=True)
         return shares
+
+    def features(self, query: Query) -> dict[str, Float32] | None:
+        """rows [N, columns]: see `features.table`."""
+        return {"rows": table(query, self.horizon)} if self._learned(query) else None
+
+    def graph(self, spec: MoESpec) -> Graph:
+        """What `predict` does, as a graph."""
+        columns, graph = Columns.of(spec, self.horizon), Graph()
+        rows = graph.input("rows", np.float32, "N", columns.width)
+        layer = graph.whole(graph("Gather", rows, graph.constant(np.int64(0)), axis=1))
+        ids = graph.whole(graph("Gather", rows, graph.constant(np.array(columns.experts)), axis=1))
+        experts = graph("Gather", graph.constant(self.inputs_["expert"]), ids)
+        numbers = graph("Gather", rows, graph.constant(np.array(columns.numbers)), axis=1)
+        centred = graph("Sub", numbers, graph.constant(self.inputs_["mean"]))
+        scaled = graph("Mul", centred, graph.constant(self.inputs_["scale"]))
+        known = graph("Where", graph("IsNaN", scaled), graph.constant(np.float32(0)), scaled)
+        parts = (graph("Gather", graph.constant(self.inputs_["layer"]), layer), graph("Flatten", experts), known)
+        state = graph("Concat", *parts, axis=1)
+        for i in range(self.depth + 1):
+            linear = graph("MatMul", state, graph.constant(self.weights_[str(i)]))
+            state = graph("Add", linear, graph.constant(self.biases_[str(i)]))
+            if i < self.depth:
+                state = graph("LeakyRelu", state, alpha=SLOPE)
+        graph.answer(graph("Softmax", state, axis=1), spec.num_experts)
+        return graph
 
     def covers(self, query: Query) -> Bool:
         return everywhere(query) if self._learned(query) else ~everywhere(query)

@@ -1,17 +1,21 @@
-"""Fitting the MLP in torch, and its weights as plain arrays. Which rows it learns from is the predictor's business."""
+"""The MLP in torch, and its weights as plain arrays; `loop` trains it. Which rows it learns from is the predictor's
+business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from foregate.arrays import Float32, Int64
-from foregate.errors import ChoiceError, need
+from foregate.errors import need
+from foregate.predictors import loop
 from foregate.predictors.features import Columns, Examples
+from foregate.predictors.schedules import Plateau
+from foregate.predictors.session import Session
 
 SLOPE = 0.1  # of LeakyReLU
 PATIENCE = 2  # epochs without a better score before the learning rate falls tenfold
@@ -35,6 +39,19 @@ class Recipe:
     threads: int
     device: str
 
+    @property
+    def loop(self) -> loop.Recipe:
+        """What the loop needs of it."""
+        return loop.Recipe(
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            schedule=Plateau(PATIENCE),
+            patience=EARLY_STOP,
+            seed=self.seed,
+            threads=self.threads,
+            device=self.device,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Network:
@@ -50,78 +67,66 @@ def train(
     learned: Examples,
     judged: Examples,
     num_experts: int,
+    *,
     told: Callable[[int, float], None] | None = None,
+    session: Session | None = None,
 ) -> Network:
     """AdamW on batches of `learned`; the epoch with the best top-1 on `judged` is kept, the first of equals.
 
-    told  hears (epoch, that top-1) after each
+    told, session  see `loop.train`
 
-    Raises: ChoiceError if there is no such device.
+    Raises: what `loop.train` does.
     """
     torch = need("torch", "train")
-    if recipe.device != "cpu" and not (recipe.device.startswith("cuda") and torch.cuda.is_available()):
-        raise ChoiceError(f"torch cannot train on {recipe.device!r} here; use device=cpu")
-    with _seeded(torch, recipe):
-        mean, scale = _standard(learned)
-        model = _model(torch, recipe, learned.columns, num_experts).to(recipe.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=PATIENCE)
-        feed = _Feed(torch, recipe.device, mean, scale)
-        best, kept, since = -1.0, _state(model), 0
-        for epoch, batches in enumerate(_epochs(recipe, len(learned)), 1):
-            _epoch(model, optimizer, feed, learned, batches)
-            score = _top1(model, feed, judged)
-            if told is not None:
-                told(epoch, score)
-            plateau.step(score)
-            since += 1
-            if score > best:
-                best, kept, since = score, _state(model), 0
-            if since >= EARLY_STOP:
-                break
-    return _folded(kept, recipe, mean, scale)
+    mean, scale = _standard(learned)
+    feed, order = _Feed(mean, scale), _Order(recipe, len(learned))
+    fitted = loop.train(
+        lambda: _model(torch, recipe, learned.columns, num_experts),
+        lambda epoch: (feed.batch(learned, rows) for rows in order.batches(epoch)),
+        lambda model, batch: _loss(torch, model(*batch[:3]), batch[3]),
+        lambda model: _top1(model, feed, judged),
+        recipe.loop,
+        steps=order.count,
+        told=told,
+        session=session,
+    )
+    return _folded(fitted.state, recipe, mean, scale)
 
 
 @dataclass(frozen=True)
 class _Feed:
-    """Rows of examples as tensors: layer [N], expert ids [N, S] with -1 last, standardized numbers [N, M]."""
+    """Rows of examples as the model takes them."""
 
-    torch: Any
-    device: str
     mean: Float32
     scale: Float32
 
-    def inputs(self, examples: Examples, rows: Int64 | slice) -> tuple[Any, Any, Any]:
-        """What the model takes."""
+    def batch(self, examples: Examples, rows: Int64 | slice) -> tuple[Int64, Int64, Float32, Int64]:
+        """layer [N], expert ids [N, S], standardized numbers [N, M], answers [N, A]; -1 = absent."""
         table, columns = examples.table(rows), examples.columns
         numbers = np.nan_to_num((table[:, columns.numbers] - self.mean) * self.scale)
-        arrays = (table[:, 0].astype(np.int64), table[:, columns.experts].astype(np.int64), numbers)
-        layer, experts, rest = (self.torch.from_numpy(a).to(self.device) for a in arrays)
-        return layer, experts, rest
-
-    def answers(self, examples: Examples, rows: Int64 | slice) -> Any:
-        """[N, A], -1 = absent."""
-        return self.torch.from_numpy(examples.answers[rows]).to(self.device)
+        layer, experts = table[:, 0].astype(np.int64), table[:, columns.experts].astype(np.int64)
+        return layer, experts, numbers, examples.answers[rows]
 
 
-@contextmanager
-def _seeded(torch: Any, recipe: Recipe) -> Iterator[None]:
-    """Torch's draws follow from the seed, and its settings are left as they were."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if recipe.device != "cpu" else []):
-        torch.manual_seed(recipe.seed)
-        torch.set_num_threads(recipe.threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-def _epochs(recipe: Recipe, rows: int) -> Iterator[list[Int64]]:
+class _Order:
     """Each epoch's batches, all of nearly one size: batch norm learns nonsense from a last one of a few rows."""
-    rng = np.random.default_rng(recipe.seed)
-    for _ in range(recipe.epochs):
-        yield np.array_split(rng.permutation(rows), max(1, round(rows / recipe.batch)))
+
+    def __init__(self, recipe: Recipe, rows: int) -> None:
+        self.seed, self.rows = recipe.seed, rows
+        self.count = max(1, round(rows / recipe.batch))
+        self._begin()
+
+    def batches(self, epoch: int) -> Iterator[Int64]:
+        """Rows of an epoch's batches; one generator draws all epochs' orders in turn."""
+        if epoch < self._next:
+            self._begin()
+        while self._next <= epoch:
+            order = self._rng.permutation(self.rows)
+            self._next += 1
+        yield from np.array_split(order, self.count)
+
+    def _begin(self) -> None:
+        self._rng, self._next = np.random.default_rng(self.seed), 1
 
 
 def _standard(examples: Examples) -> tuple[Float32, Float32]:
@@ -167,15 +172,6 @@ def _model(torch: Any, recipe: Recipe, columns: Columns, num_experts: int) -> An
     return Model()
 
 
-def _epoch(model: Any, optimizer: Any, feed: _Feed, examples: Examples, batches: list[Int64]) -> None:
-    model.train()
-    for rows in batches:
-        optimizer.zero_grad()
-        logits = model(*feed.inputs(examples, rows))
-        _loss(feed.torch, logits, feed.answers(examples, rows)).backward()
-        optimizer.step()
-
-
 def _loss(torch: Any, logits: Any, answers: Any) -> Any:
     """Cross entropy, each row's answers sharing it alike."""
     present = (answers >= 0).to(logits.dtype)
@@ -185,19 +181,13 @@ def _loss(torch: Any, logits: Any, answers: Any) -> Any:
 
 def _top1(model: Any, feed: _Feed, examples: Examples) -> float:
     """Share of rows whose first guess is an answer."""
-    model.eval()
+    device = next(model.parameters()).device
     right = 0
-    with feed.torch.no_grad():
-        for start in range(0, len(examples), CHUNK):
-            rows = slice(start, start + CHUNK)
-            guesses = model(*feed.inputs(examples, rows)).argmax(dim=1)
-            right += int((guesses[:, None] == feed.answers(examples, rows)).any(dim=1).sum())
+    for start in range(0, len(examples), CHUNK):
+        batch = loop.moved(feed.batch(examples, slice(start, start + CHUNK)), device)
+        guesses = model(*batch[:3]).argmax(dim=1)
+        right += int((guesses[:, None] == batch[3]).any(dim=1).sum())
     return right / len(examples)
-
-
-def _state(model: Any) -> dict[str, Float32]:
-    """The weights as they are now."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def _folded(state: dict[str, Float32], recipe: Recipe, mean: Float32, scale: Float32) -> Network:

@@ -81,6 +81,12 @@ class Board:
     def _index(self) -> dict[tuple[str, str, int | None, int | None, int | None], Measure]:
         return {(m.predictor, m.metric, m.budget, m.layer, m.distance): m for m in self.rows}
 
+    def reliability(self, predictor: str, distance: int | None) -> list[Measure]:
+        """How often guesses of each confidence were right, by confidence."""
+        asked = ("reliability", predictor, distance)
+        found = [m for m in self.rows if (m.metric, m.predictor, m.distance) == asked]
+        return sorted(found, key=lambda m: m.confidence or 0.0)
+
     def is_baseline(self, predictor: str) -> bool:
         """Whether it is one of those that any other must beat."""
         return predictor.partition(":")[0] in self.baselines

@@ -34,10 +34,53 @@ def by_layer(board: Board, name: str, layer_ids: tuple[int, ...] | None) -> Figu
     return Figure(
         name=name,
         title="Accuracy by layer",
-        caption=f"{_metric(board)} of each target layer, {_ahead(distance)}. {_obtained(board)} {_LEGEND}",
+        caption=f"{_metric(board)} of each target layer, {_ahead(distance)}.{_before(board, distance)} "
+        f"{_obtained(board)} {_LEGEND}",
         text=f"A line for each of {len(lines)} predictors over {len(layers)} layers. {_leader(board, distance)}",
         data=lines,
         layout=axes("target layer", _metric(board), percent=_is_percent(board.main), category=True, height=440),
+    )
+
+
+def reliability(board: Board, name: str) -> Figure:
+    """How often guesses were right against how sure they were."""
+    distance = _nearest(board)
+    lines = []
+    for line in _lines(board):
+        points = board.reliability(line["name"], distance)
+        if points:
+            lines.append(
+                {
+                    **line,
+                    "x": [round(m.confidence or 0.0, 4) for m in points],
+                    "y": [round(m.value, 4) for m in points],
+                    "customdata": [f"{numbers.interval(m)} of {m.n:,} guesses" for m in points],
+                    "hovertemplate": "confidence %{x:.1%}: right %{y:.1%} %{customdata}<extra>%{fullData.name}</extra>",
+                }
+            )
+    for line in lines if not any(line["visible"] is True for line in lines) else ():
+        line["visible"] = True
+    diagonal = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "as sure as right",
+        "x": [0, 1],
+        "y": [0, 1],
+        "line": {"color": BASELINE, "width": 1, "dash": "longdash"},
+        "hoverinfo": "skip",
+    }
+    layout = axes("confidence: the probability that the expert is routed", "how often it was", percent=True)
+    layout["xaxis"] |= {"tickformat": ".0%", "range": [0, 1.02]}
+    layout["yaxis"]["range"] = [0, 1.02]
+    return Figure(
+        name=name,
+        title="Reliability",
+        caption="How often the k first guesses of a layer were right, by how sure the predictor was of each, "
+        f"{_ahead(distance)}; over all layers. Below the diagonal it claims too much, above too little; points of few "
+        f"guesses stray. {_obtained(board)} {_LEGEND}",
+        text=f"A line for each of {len(lines)} predictors that give probabilities. {_calibrated(board, distance)}",
+        data=[diagonal, *lines],
+        layout=layout,
     )
 
 
@@ -174,6 +217,19 @@ def _leader(board: Board, distance: int | None) -> str:
         return ""
     first = ranked[0]
     return f"{_ahead(distance).capitalize()}, {first.predictor} leads with {numbers.value(first.metric, first.value)}."
+
+
+def _before(board: Board, distance: int | None) -> str:
+    if distance is None or not any(layer < distance for layer in board.layers):
+        return ""
+    return f" Layer {distance - 1} is asked before the forward pass starts and is in no mean."
+
+
+def _calibrated(board: Board, distance: int | None) -> str:
+    """The mean gap between confidence and hit rate, the smallest first."""
+    cells = [board.cell(p, ("calibration_error", None), distance=distance) for p in board.predictors]
+    known = sorted((m for m in cells if m is not None), key=lambda m: m.value)
+    return "Mean gap by layer: " + ", ".join(f"{m.predictor} {m.value:.3f}" for m in known) + "." if known else ""
 
 
 def _list(values: list[int]) -> str:

@@ -115,6 +115,8 @@ def _board(board: Board, number: int, layer_ids: tuple[int, ...] | None, shown: 
         drawn.append(board_figures.by_distance(board, f"distance-{number}"))
     if len(board.budgets) > 1:
         drawn.append(board_figures.by_budget(board, f"budget-{number}"))
+    if any(m.metric == "reliability" for m in board.rows):
+        drawn.append(board_figures.reliability(board, f"reliability-{number}"))
     if any(m.coverage is not None for m in board.rows):
         drawn.append(board_figures.coverage(board, f"coverage-{number}"))
     shown += drawn

@@ -7,6 +7,7 @@ from foregate.evaluation import Measure
 from foregate.facts import facts
 from foregate.report import numbers
 from foregate.report.board import Board, Column
+from foregate.splits import SAME_PROMPT
 
 
 def facts_table(described: Description) -> str:
@@ -23,10 +24,12 @@ def facts_table(described: Description) -> str:
 
 def explanation(board: Board) -> str:
     """How a board's numbers were obtained."""
+    split = board.rows[0].split
     leaks = "THIS SPLIT LEAKS: test rows are partly known from training. " if board.leaks else ""
+    same = "Trained on the first half of the same prompts: nothing is said of others. " * (split in SAME_PROMPT)
     how = " and ".join(sorted({m.how for m in board.rows})).capitalize()
     return (
-        f"{leaks}{how}; split by {board.rows[0].split}, replayed as {board.rows[0].replay}. Means over layers with "
+        f"{leaks}{same}{how}; split by {split}, replayed as {board.rows[0].replay}. Means over layers with "
         "[95 % intervals], bootstrapped over prompts. Cost: one prediction for one token, where it was compared. "
         "Select a heading to sort."
     )

@@ -16,6 +16,8 @@ from foregate.traces.capture import Capture, Rows, SelfCheck
 from foregate.traces.prompts import PromptText
 from foregate.traces.schema import Prompt, Provenance, Trace, narrowest_float, smallest_int
 
+NO_RESIDUAL = "router inputs are recorded without the residual stream: this model's layers are given several streams"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,7 +28,7 @@ class Options:
     padding            side that shorter prompts of a batch are filled up on; None = left for a decoder, right for an
                        encoder. A decoder cannot go on writing after padding, so right needs max_new_tokens <= 1.
     stack              "encoder" or "decoder" of a model with both; None = each into its own file
-    hidden, weights    whether to keep router inputs (float16), and the experts' weights
+    hidden, weights    whether to keep hidden states (router inputs, and what enters the layers), and experts' weights
     sample             draw tokens instead of taking the likeliest
     prompt_lookup      guess so many tokens ahead from the prompt itself (batch size 1)
     max_prompt_tokens  cut prompts to so many tokens; None = a prompt that does not fit the model is an error
@@ -269,8 +271,13 @@ def _trace(
         experts=rows.experts[kept].astype(smallest_int(spec.num_experts - 1)),
         weights=None if rows.weights is None else narrowest_float(rows.weights[kept]),
         hidden=None if rows.hidden is None else _half(rows.hidden[kept], spec),
+        residual=None if rows.residual is None else _narrow(rows.residual[kept]),
         prompts=tuple(Prompt(p.name, p.dataset, n) for p, n in zip(texts, prefill, strict=True)),
-        provenance=Provenance(source=(spec.model,), format="recorded"),
+        provenance=Provenance(
+            source=(spec.model,),
+            format="recorded",
+            notes=(NO_RESIDUAL,) if rows.hidden is not None and rows.residual is None else (),
+        ),
     )
 
 
@@ -281,6 +288,13 @@ def _kept(rows: Rows, lengths: Int64) -> Int64:
     _, last = np.unique(key[::-1], return_index=True)
     kept: Int64 = counts[len(counts) - 1 - last]
     return kept
+
+
+def _narrow(residual: Any) -> Any:
+    """float16, or float32 where a number is too large: some models' residual streams are."""
+    with np.errstate(over="ignore"):
+        half = residual.astype(np.float16)
+    return half if np.isfinite(half).all() else residual.astype(np.float32)
 
 
 def _half(hidden: Any, spec: MoESpec) -> Any:

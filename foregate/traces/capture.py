@@ -20,7 +20,7 @@ class Rows:
     """What some forward passes carried, a row per token, in the order it was carried: padding and rejected tokens too.
 
     row [N] place in the batch, position [N], step [N], token_id [N], real [N] (False for padding),
-    experts [N, L, k], weights [N, L, k] or None, hidden [N, L, D] or None
+    experts [N, L, k], weights [N, L, k] or None, hidden [N, L, D] or None, residual [N, L, D] or None
     """
 
     row: Int64
@@ -31,6 +31,7 @@ class Rows:
     experts: Int
     weights: Float | None
     hidden: Float | None
+    residual: Float | None
 
 
 @dataclass
@@ -87,6 +88,8 @@ class Capture:
                 hooks.append(layer.router.register_forward_hook(self._on_router_output(index)))
             else:
                 hooks.append(layer.experts[0].register_forward_pre_hook(self._on_experts(index), with_kwargs=True))
+            if self._keep_hidden:
+                hooks.append(layer.entry.register_forward_pre_hook(self._on_entry(index), with_kwargs=True))
         self._handles = hooks
         return self
 
@@ -131,6 +134,7 @@ class Capture:
             experts=_stacked(experts, -1),
             weights=_stacked(weights, 0) if self._keep_weights else None,
             hidden=_stacked(hidden, 0) if self._keep_hidden else None,
+            residual=self._whole_residual(hidden) if self._keep_hidden else None,
         )
         self._reset()
         return rows, check
@@ -141,6 +145,7 @@ class Capture:
         self._ids = empty
         self._weights: list[list[Any]] = [[] for _ in empty]
         self._hidden: list[list[Any]] = [[] for _ in empty]
+        self._residual: list[list[Any]] = [[] for _ in empty]
         self._inputs: list[Any] = [None for _ in empty]
         self._same: list[Any] = []
         self._compared = 0
@@ -181,6 +186,21 @@ class Capture:
                 self._hidden[index].append(hidden.detach().reshape(-1, hidden.shape[-1]).clone())
 
         return hook
+
+    def _on_entry(self, index: int) -> Any:
+        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            residual: Any = args[0] if args else kwargs.get("hidden_states")
+            if self._torch.is_tensor(residual):
+                self._residual[index].append(residual.detach().reshape(-1, residual.shape[-1]).clone())
+
+        return hook
+
+    def _whole_residual(self, hidden: list[Any]) -> Any:
+        """[N, L, D], or None where layers are not given one stream as wide as what their routers read."""
+        columns = [self._layer_column(i, self._residual, layer) for i, layer in enumerate(self.stack.layers)]
+        if any(c is None or c.shape != h.shape for c, h in zip(columns, hidden, strict=True)):
+            return None
+        return _stacked(columns, 0)
 
     def _on_experts(self, index: int) -> Any:
         layer = self.stack.layers[index]

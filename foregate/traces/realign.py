@@ -159,7 +159,7 @@ def _fill(into: Any, source: Any, at: Short, places: Int64, absent: int) -> None
 
 def _moved(trace: Trace, places: dict[Short, Int64]) -> Trace:
     """Everything that belongs to a record goes with it."""
-    arrays: dict[str, Any] = {"experts": trace.experts, "weights": trace.weights, "hidden": trace.hidden}
+    arrays: dict[str, Any] = {name: getattr(trace, name) for name in ("experts", "weights", "hidden", "residual")}
     copies = {name: array.copy() for name, array in arrays.items() if array is not None}
     for at, place in places.items():
         for name, copy in copies.items():

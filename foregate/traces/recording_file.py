@@ -39,18 +39,22 @@ class RecordingFile:
         if not self._waiting:
             return
         whole = concat(self._waiting)
-        self.writer.append(replace(whole, provenance=self._stated(whole.provenance, self._waiting_check)))
+        self._learn_notes(whole.provenance)
+        self.writer.append(replace(whole, provenance=self._stated(self._waiting_check)))
         self.check = self.check.add(self._waiting_check)
         self._waiting, self._waiting_check = [], SelfCheck()
 
     def finish(self) -> None:
         """Join the parts."""
-        self.writer.finish(self._stated(self.provenance, self.check))
+        self.writer.finish(self._stated(self.check))
 
-    def _stated(self, provenance: Provenance, check: SelfCheck) -> Provenance:
+    def _learn_notes(self, part: Provenance) -> None:
+        """What running showed holds for the whole."""
+        self.provenance = self.provenance.note(*(n for n in part.notes if n not in self.provenance.notes))
+
+    def _stated(self, check: SelfCheck) -> Provenance:
         settings = {**self.provenance.settings, SELF_CHECK: {"every": CHECK_EVERY, **asdict(check)}}
-        notes = tuple(dict.fromkeys((*self.provenance.notes, *provenance.notes)))
-        return replace(self.provenance, self_check=check.share, settings=settings, notes=notes)
+        return replace(self.provenance, self_check=check.share, settings=settings)
 
     def take_up(self, count: int) -> None:
         """Go on after the first `count` parts; a later one has no partner in the other stack's folder."""
@@ -59,6 +63,7 @@ class RecordingFile:
         for part in parts(self.writer.folder):
             stored = read_trace(part, hidden=False).provenance
             self._refuse_other(stored)
+            self._learn_notes(stored)
             numbers = {k: v for k, v in stored.settings[SELF_CHECK].items() if k != "every"}
             self.check = self.check.add(SelfCheck(**numbers))
 

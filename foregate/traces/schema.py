@@ -64,6 +64,8 @@ class Trace:
     experts    [T, L, k]  routed ids, -1 = absent (capacity drop, missing record), the primary first where ranked
     weights    [T, L, k]  weights the experts' outputs were mixed with, or None
     hidden     [T, L, D]  router inputs (float16), or None
+    residual   [T, L, D]  residual stream that entered the transformer layer of each mixture, before its norm and its
+                          attention (float16, float32 where too large); at the model's first layer the embedding
     pieces                text of each token id, where the source names pieces of text instead of ids
     answers    [T, L]     cells that may be learned or tested as answers; None = all. Only leaking splits set it.
     """
@@ -80,6 +82,7 @@ class Trace:
     provenance: Provenance
     pieces: tuple[str, ...] | None = None
     answers: Bool | None = None
+    residual: Float | None = None
 
     def __post_init__(self) -> None:
         T, L, k = len(self.sequence), self.spec.num_layers, self.spec.top_k
@@ -92,8 +95,9 @@ class Trace:
         ):
             if array is not None and array.shape != shape:
                 raise TraceError(f"{name} has shape {array.shape}; {T} tokens of {self.spec.model} need {shape}")
-        if self.hidden is not None and self.hidden.shape[:2] != (T, L):
-            raise TraceError(f"hidden has shape {self.hidden.shape}; it must begin with {(T, L)}")
+        for name, array in (("hidden", self.hidden), ("residual", self.residual)):
+            if array is not None and (array.ndim != 3 or array.shape[:2] != (T, L)):
+                raise TraceError(f"{name} has shape {array.shape}; it must be {T} x {L} x its width")
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -140,6 +144,7 @@ class Trace:
             experts=self.experts[rows],
             weights=None if self.weights is None else self.weights[rows],
             hidden=None if self.hidden is None else self.hidden[rows],
+            residual=None if self.residual is None else self.residual[rows],
             prompts=tuple(self.prompts[i] for i in kept),
             answers=None if self.answers is None else self.answers[rows],
         )
@@ -162,21 +167,21 @@ class Trace:
         yield from (rows for rows in np.split(order, edges) if len(rows))
 
     def without(self, *, weights: bool = False, hidden: bool = False) -> "Trace":
-        """The same without its weights or hidden states; `ranked` then says where the primary is."""
+        """The same without its weights or hidden states (and residuals); `ranked` then says where the primary is."""
         trace = self
         if weights and self.weights is not None:
             order = np.argsort(np.where(self.experts >= 0, -self.weights, np.inf), axis=2, kind="stable")
             ranked = replace(self.provenance, ranked=True)
             experts = np.take_along_axis(self.experts, order, axis=2)
             trace = replace(trace, experts=experts, weights=None, provenance=ranked)
-        return replace(trace, hidden=None) if hidden else trace
+        return replace(trace, hidden=None, residual=None) if hidden else trace
 
     def equals(self, other: "Trace") -> bool:
         """Same routing, tokens, prompts and shape; where it came from does not matter."""
         same = self.spec == other.spec and self.prompts == other.prompts and self.pieces == other.pieces
         return same and all(
             _same(getattr(self, name), getattr(other, name))
-            for name in ("sequence", "position", "step", "token_id", "experts", "weights", "hidden")
+            for name in ("sequence", "position", "step", "token_id", "experts", "weights", "hidden", "residual")
         )
 
 
@@ -227,6 +232,7 @@ def concat(traces: Sequence[Trace]) -> Trace:
         experts=np.concatenate([t.experts for t in traces]),
         weights=_join([t.weights for t in traces]),
         hidden=_join([t.hidden for t in traces]),
+        residual=_join([t.residual for t in traces]),
         prompts=tuple(p for t in traces for p in t.prompts),
         provenance=_join_provenance([t.provenance for t in traces]),
         pieces=traces[0].pieces,

@@ -28,7 +28,8 @@ METADATA = b"foregate"
 CHECKSUM = b"foregate.crc32"
 PART = ".partial"
 SCALARS = ("sequence", "position", "step", "token_id")
-LISTS = ("experts", "weights", "hidden")
+HIDDEN = ("hidden", "residual")
+LISTS = ("experts", "weights", *HIDDEN)
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def write_trace(trace: Trace, path: Path | str) -> None:
 def read_trace(path: Path | str, *, hidden: bool = True) -> Trace:
     """Read a trace: a Parquet file, or the `.partial` folder of a recording that was stopped.
 
-    hidden: whether to read hidden states, by far the largest column.
+    hidden: whether to read hidden states (router inputs and residual stream), by far the largest columns.
 
     Raises: TraceError for anything that is not a whole trace.
     """
@@ -122,7 +123,7 @@ class TraceWriter:
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("weights", "hidden") if name in schema.names}
+    floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in LISTS[1:] if name in schema.names}
     return pq.ParquetWriter(
         path,
         schema,
@@ -139,7 +140,7 @@ def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 def _table(trace: Trace) -> pa.Table:
     experts = trace.experts.astype(smallest_int(trace.spec.num_experts - 1), copy=False)
     columns: dict[str, pa.Array] = {name: pa.array(getattr(trace, name).astype(np.int32)) for name in SCALARS}
-    for name, array in (("experts", experts), ("weights", trace.weights), ("hidden", trace.hidden)):
+    for name, array in (("experts", experts), *((name, getattr(trace, name)) for name in LISTS[1:])):
         if array is not None:
             flat = np.ascontiguousarray(array).reshape(len(trace), -1)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
@@ -159,28 +160,59 @@ def _metadata(trace: Trace) -> dict[bytes, bytes]:
     return {METADATA: text, CHECKSUM: b"%08x" % zlib.crc32(text)}
 
 
+def read_shape(path: Path) -> tuple[MoESpec, tuple[Prompt, ...], int]:
+    """The model, the prompts and the number of tokens of a trace file, without reading its rows.
+
+    Raises: TraceError as `read_trace`.
+    """
+    with _readable(path):
+        values = _values(_open(path).schema_arrow.metadata)
+        prompts = tuple(Prompt(*p) for p in values["prompts"])
+        return MoESpec.from_json(values["spec"]), prompts, int(values["tokens"])
+
+
+def read_batches(path: Path, *, rows: int, hidden: bool) -> Iterator[Trace]:
+    """A trace file's rows in order, so many at a time; each batch has the whole table of prompts.
+
+    Raises: TraceError as `read_trace`.
+    """
+    with _readable(path):
+        file = _open(path)
+        values = _values(file.schema_arrow.metadata)
+        names = [n for n in file.schema_arrow.names if hidden or n not in HIDDEN]
+        left = values.pop("tokens")
+        for batch in file.iter_batches(batch_size=rows, columns=names, use_threads=False):
+            left -= len(batch)
+            yield check(_decode(pa.Table.from_batches([batch]), values, path), str(path))
+        if left:
+            raise ValueError(f"it lacks {left} tokens")
+
+
 def _read_file(path: Path, hidden: bool) -> Trace:
+    with _readable(path):
+        file = _open(path)
+        names = [n for n in file.schema_arrow.names if hidden or n not in HIDDEN]
+        trace = _decode(file.read(columns=names), _values(file.schema_arrow.metadata), path)
+    return check(trace, str(path))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+    if METADATA not in (file.schema_arrow.metadata or {}):
+        raise TraceError(f"{path} is a Parquet file, but not a foregate trace; use `foregate import`")
+    return file
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever rot causes becomes a TraceError that names the file."""
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        metadata = file.schema_arrow.metadata or {}
-        names = [n for n in file.schema_arrow.names if hidden or n != "hidden"]
-        table = file.read(columns=names)
-        if METADATA not in metadata:
-            raise TraceError(f"{path} is a Parquet file, but not a foregate trace; use `foregate import`")
-        trace = _decode(table, _values(metadata), path)
+        yield
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist") from None
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # whatever rot causes
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TraceError(f"{path} is not a readable trace ({reason}); record or import it again") from error
-    return check(trace, str(path))
 
 
 def _values(metadata: dict[bytes, bytes]) -> dict[str, Any]:
@@ -209,6 +241,7 @@ def _decode(table: pa.Table, values: dict[str, Any], path: Path) -> Trace:
         experts=lists["experts"],
         weights=lists["weights"],
         hidden=lists["hidden"],
+        residual=lists["residual"],
         prompts=tuple(Prompt(*p) for p in values["prompts"]),
         provenance=Provenance(
             **{**provenance, "source": tuple(provenance["source"]), "notes": tuple(provenance["notes"])}

@@ -1,0 +1,59 @@
+"""From logits to what is expected of each expert: shares of a routed set, which add up to one. Learns nothing."""
+
+import numpy as np
+from numba import njit
+
+from foregate.arrays import Float32
+
+ROUNDS = 60  # of searching a row's level; about six are needed
+
+
+def shares(logits: Float32, k: int) -> Float32:
+    """[N, E] share of the routed set expected on each expert: the logistic function of its logit above a level that is
+    the row's own, where the chances of all experts add up to k, divided by k.
+
+    Unlike a softmax it never gives one expert more than a place in the set, so k * share is the chance that it is
+    routed to.
+    """
+    found: Float32 = _shares(logits, k)
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _shares(logits: Float32, k: int) -> Float32:
+    N, E = logits.shape
+    found = np.full((N, E), 1 / E, dtype=np.float32)
+    if k >= E:
+        return found
+    for n in range(N):
+        low, high = logits[n].min() - 20.0, logits[n].max() + 20.0
+        level = (logits[n].min() + logits[n].max()) / 2
+        for _ in range(ROUNDS):
+            total, slope = 0.0, 0.0
+            for e in range(E):
+                chance = 1 / (1 + np.exp(level - logits[n, e]))
+                total += chance
+                slope += chance * (1 - chance)
+            if abs(total - k) < 1e-4 * k:
+                break
+            if total > k:
+                low = level
+            else:
+                high = level
+            level += (total - k) / max(slope, 1e-6)
+            if not low < level < high:  # Newton's step left what is still possible
+                level = (low + high) / 2
+        total = 0.0
+        for e in range(E):
+            found[n, e] = 1 / (1 + np.exp(level - logits[n, e]))
+            total += found[n, e]
+        for e in range(E):
+            found[n, e] /= total
+    return found
+
+
+def softmax(logits: Float32) -> Float32:
+    """[N, E]."""
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    summed: Float32 = scores / scores.sum(axis=1, keepdims=True)
+    return summed

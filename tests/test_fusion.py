@@ -1,0 +1,95 @@
+"""What `fusion` promises beyond the registry: it corrects what bank gets wrong, and no answer votes for itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import make_trace
+
+from foregate.errors import ChoiceError
+from foregate.evaluation import evaluate
+from foregate.history import Replay
+from foregate.predictors.bank import Bank
+from foregate.predictors.fusion import Fusion
+from foregate.predictors.fusion_inputs import Asked, Examples, Inputs
+from foregate.traces.schema import Trace
+
+
+def planted(seed: int = 0) -> Trace:
+    """The last layer's expert is what the first layer's and the previous token's there add up to: no likeness to any
+    one earlier token says so, and layer 1 in between is noise.
+    """
+    trace = make_trace(prompts=24, tokens=60, layers=3, experts=6, k=1, seed=seed)
+    rng = np.random.default_rng(seed)
+    routed = rng.integers(0, 6, trace.experts.shape).astype(np.int8)
+    for row in range(len(trace)):
+        before = routed[row - 1, 2, 0] if trace.position[row] else 0
+        routed[row, 2, 0] = (routed[row, 0, 0] + before) % 6
+    return replace(trace, experts=routed, weights=None, token_id=rng.integers(0, 40, len(trace)).astype(np.int32))
+
+
+def test_it_learns_what_bank_cannot_see() -> None:
+    trace = planted()
+    learned, held, asked = (trace.take_prompts(range(*part)) for part in ((18,), (18, 21), (21, 24)))
+    fusion = Fusion(width=128, token_size=8, buckets=64, batch=64, epochs=30, dropout=0.0, horizon=2)
+    fusion.fit(learned, held)
+    right = evaluate(fusion, asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
+    bank = evaluate(fusion.members_[0], asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
+    assert right > bank + 0.2
+
+
+def test_a_prompts_own_rows_have_no_vote_while_it_is_learned_from() -> None:
+    """All prompts differ but for one, which is there once: what bank says of it must not be its own answers."""
+    trace = make_trace(prompts=5, tokens=30, experts=16, k=1)
+    bank = Bank(window=1).fit(trace)
+    rows = next(trace.sequences())
+    query = Replay(trace.take(rows), as_decode=True).query(1, 2)
+    other = trace.experts.copy()
+    other[rows, 2] = (other[rows, 2] + 7) % 16
+    changed = Bank(window=1).fit(replace(trace, experts=other))
+    changed.theta_, changed.frequency_ = bank.theta_, bank.frequency_
+    past = replace(query.past, experts=other[rows])
+    alone = query.seen * 0  # nothing but the bank votes
+    before = bank.recall(replace(query, seen=alone), range(rows.start, rows.stop))
+    after = changed.recall(replace(query, seen=alone, past=past), range(rows.start, rows.stop))
+    np.testing.assert_array_equal(before, after)
+    assert not np.array_equal(bank.recall(replace(query, seen=alone), range(0)), before)
+
+
+def test_a_lesson_says_what_the_query_will_say() -> None:
+    """The same row, once from the trace as it is learned and once from a query as it is asked."""
+    trace = make_trace(prompts=4, tokens=15)
+    inputs, bank = Inputs.of(trace.spec, 3), Bank(horizon=3).fit(trace)
+    examples = Examples.of(trace, inputs, bank, seed=0)
+    for target, distance, rows in examples.lessons(7, 0)[:12]:
+        table, numbers, token, answers = examples.lesson(target, distance, rows)
+        for place, row in enumerate(rows.tolist()):
+            start = int(examples.start[row])
+            length = int((trace.sequence == trace.sequence[row]).sum())
+            replay = Replay(trace.take(slice(start, start + length)), as_decode=True)
+            query = replay.query(target - distance, target, slice(row - start, row - start + 1))
+            asked = Asked.of(query)
+            found = np.zeros(inputs.rows(target), dtype=np.float32)
+            for at, worth in zip(*(a[0] for a in asked.sets(inputs)), strict=True):
+                if at >= 0:
+                    found[at] += worth
+            np.testing.assert_allclose(found, table[place], rtol=1e-5)
+            mine = asked.numbers(inputs, bank.predict(query), bank.window)[0]
+            np.testing.assert_allclose(mine, numbers[place], rtol=2e-3, atol=2e-3)
+            assert token[place] == trace.token_id[row]
+            assert set(np.flatnonzero(answers[place])) == set(trace.experts[row, target].tolist())
+
+
+def test_tokens_that_were_never_trained_on_are_one() -> None:
+    trace = make_trace()
+    fusion = Fusion(width=32, token_size=8, buckets=64, epochs=1).fit(trace)
+    query = Replay(trace.take(slice(0, 12)), as_decode=True).query(-1, 0, slice(0, 1))
+    asked = [replace(query, token_id=np.array([token], dtype=np.int32)) for token in (25, 60, -1)]
+    scores = [fusion.predict(one) for one in asked]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores[0], scores[2])
+
+
+def test_a_horizon_beyond_the_last_layer_is_refused() -> None:
+    with pytest.raises(ChoiceError, match="horizon 6 does not fit 5 layers"):
+        Fusion(horizon=6).fit(make_trace())
