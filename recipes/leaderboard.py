@@ -1,11 +1,11 @@
 """Write docs/leaderboard.md and .json: every registered predictor on every trace at hand, one to four layers ahead.
 
 Traces, results and long fits are kept in a work folder, each under a name that says what it came from; a run that was
-stopped goes on with what is missing. Traces and settings are in `leaderboard_subjects`, the page in `leaderboard_page`.
+stopped goes on with what is missing. Traces and settings are in `leaderboard_subjects`, names of what is kept in
+`leaderboard_kept`, the page in `leaderboard_page`.
 """
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -16,27 +16,22 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import leaderboard_page
-import numpy as np
+from leaderboard_kept import Keeper, digest, key, write_json
 from leaderboard_page import Board
 from leaderboard_subjects import DISTANCES, ROOT, SUBJECTS, Subject
 
-from foregate import __version__
-from foregate.comparison import Comparison, compare, fit_on, missing
+from foregate.comparison import Comparison, compare, missing
 from foregate.components import build, describe, split_list
 from foregate.errors import ChoiceError
 from foregate.evaluation import Measure
 from foregate.predictors import PREDICTORS
-from foregate.predictors.base import Predictor
-from foregate.predictors.storage import load, save
-from foregate.splits import Fold, split, without_duplicates
+from foregate.predictors.storage import load
+from foregate.splits import split, without_duplicates
 from foregate.traces.schema import Trace
-from foregate.traces.storage import read_trace, replacing, write_trace
+from foregate.traces.storage import read_trace, write_trace
 
-KEPT = 20.0
-"""Seconds of fitting, from which on the fitted predictor is kept."""
 COST = {
     "memory": 3.0,
     "bank": 25.0,
@@ -80,36 +75,6 @@ class Task:
     def missing(self) -> bool:
         """Whether there is no result yet."""
         return not self.result.exists()
-
-
-@dataclass(frozen=True)
-class Keeper:
-    """Fits a predictor on a fold, unless the folder holds it fitted on the same rows with the same options."""
-
-    folder: Path
-
-    def __call__(self, predictor: Predictor, fold: Fold) -> tuple[Predictor, float]:
-        """The fitted predictor, and the seconds that fitting took, now or when it was kept."""
-        path = self.place(predictor, fold)
-        if path.exists():
-            return load(path, fold.train.spec), float(json.loads(path.with_suffix(".json").read_text())["fit_s"])
-        fitted, seconds = fit_on(predictor, fold)
-        if seconds >= KEPT:
-            self.keep(fitted, fold, seconds)
-        return fitted, seconds
-
-    def keep(self, fitted: Predictor, fold: Fold, seconds: float) -> Path:
-        """Put a fitted predictor where the next run finds it."""
-        path = self.place(fitted, fold)
-        write_json({"fit_s": seconds, "options": describe(fitted)}, path.with_suffix(".json"))
-        save(fitted, path, fold.train.spec)
-        return path
-
-    def place(self, predictor: Predictor, fold: Fold) -> Path:
-        """The file of a predictor with these options, fitted on these rows."""
-        name = next(n for n, kind in PREDICTORS.items() if kind is type(predictor))
-        rows = [digest(part) for part in (fold.train, fold.validation) if part is not None]
-        return self.folder / f"{name}-{_hash(name, describe(predictor), rows)}.npz"
 
 
 def main(arguments: Sequence[str] | None = None, subjects: Sequence[Subject] = SUBJECTS) -> int:
@@ -163,7 +128,7 @@ def planned(subjects: Sequence[Subject], options: argparse.Namespace) -> tuple[l
                     subject=subject.name,
                     component=component,
                     trace=path,
-                    result=options.work / "results" / subject.name / f"{name}-{_hash(exam, content)}.json",
+                    result=options.work / "results" / subject.name / f"{name}-{key(exam, content)}.json",
                     fits=options.work / "fits",
                     distances=distances,
                     how=subject.how,
@@ -264,28 +229,6 @@ def _read(task: Task, subject: Subject) -> Comparison:
     values = json.loads(task.result.read_text(encoding="utf-8"))
     measures = [replace(Measure(**m), trace=subject.title) for m in values["measures"]]
     return Comparison(measures, values["skipped"], values["prompts"], values["duplicates"], values["seen"])
-
-
-def digest(trace: Trace) -> str:
-    """What a predictor can learn from a trace, in a word."""
-    rows = (trace.sequence, trace.position, trace.step, trace.token_id, trace.experts)
-    some = (trace.weights, trace.hidden, trace.residual, trace.answers)
-    return _hash(str(trace.spec), *rows, *some)
-
-
-def _hash(*parts: Any) -> str:
-    """Of this version of foregate, and what it was given."""
-    found = hashlib.sha256(__version__.encode())
-    for part in parts:
-        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return found.hexdigest()[:16]
-
-
-def write_json(values: dict[str, Any], path: Path) -> None:
-    """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values), encoding="utf-8")
 
 
 def _options(arguments: Sequence[str] | None, subjects: Sequence[Subject]) -> argparse.Namespace:

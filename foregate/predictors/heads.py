@@ -16,7 +16,7 @@ import numpy as np
 from foregate.arrays import Float, Float32, Float64, Int, Int64
 from foregate.errors import ChoiceError, TraceError, need
 from foregate.history import Query
-from foregate.predictors import loop
+from foregate.predictors import loop, run
 from foregate.predictors.chances import shares
 from foregate.predictors.counting import one_hot
 from foregate.predictors.mlp import held_out
@@ -147,7 +147,7 @@ def fit(network: Callable[[], Any], loss: Loss, learned: Examples, judged: Examp
         order = np.random.default_rng([settings.seed, epoch]).permutation(learned.rows)
         return (learned.batch(rows) for rows in np.array_split(order, count))
 
-    recipe = loop.Recipe(
+    recipe = run.Recipe(
         learning_rate=settings.learning_rate,
         epochs=settings.epochs,
         weight_decay=settings.weight_decay,
@@ -196,7 +196,7 @@ def temperatures(module: Any, judged: Examples) -> Float32:
     k = judged.trace.spec.top_k
     with torch.no_grad():
         for inputs, answers in judged.chunks():
-            logits = module(*loop.moved(inputs, next(module.parameters()).device)).cpu().numpy()
+            logits = module(*run.moved(inputs, next(module.parameters()).device)).cpu().numpy()
             for pair, place in itertools.product(range(len(judged.pairs)), range(len(TEMPERATURES))):
                 known = answers[pair].any(axis=1)
                 chances = k * shares(logits[pair][known] / TEMPERATURES[place], k)
@@ -251,7 +251,7 @@ def _recall(torch: Any, module: Any, judged: Examples) -> float:
     k = judged.trace.spec.top_k
     found, asked = np.zeros(len(judged.pairs)), np.zeros(len(judged.pairs))
     for inputs, answers in judged.chunks():
-        guesses = module(*loop.moved(inputs, next(module.parameters()).device)).topk(k, dim=2)[1].cpu()
+        guesses = module(*run.moved(inputs, next(module.parameters()).device)).topk(k, dim=2)[1].cpu()
         found += torch.from_numpy(answers).gather(2, guesses).sum(dim=(1, 2)).numpy()
         asked += answers.sum(axis=(1, 2))
     return float((found / np.maximum(asked, 1)).mean())

@@ -48,7 +48,7 @@ class Interlayer(Predictor):
     window         earlier tokens that it sees
     augment        train on changed copies: layers hidden, wrong experts, sub-sequences, mixup
     dim, heads, ff, depth, batch, learning_rate  0 = the preset's; dropout, smoothing  below 0 = the preset's
-    epochs, seed, threads, device, mixed         as in `loop.Recipe`; it always answers in numpy, in full precision
+    epochs, seed, threads, device, mixed         as in `run.Recipe`; it always answers in numpy, in full precision
     horizon        the largest distance it learns
 
     Source: specMoE, "MoE Expert Speculation Model Architecture" (2025); `interlayer_network` says what differs.

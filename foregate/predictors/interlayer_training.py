@@ -10,7 +10,7 @@ import numpy as np
 
 from foregate.arrays import Float32, Int64
 from foregate.errors import ChoiceError, TraceError, need
-from foregate.predictors import loop
+from foregate.predictors import loop, run
 from foregate.predictors.augment import Augmentation, augmented
 from foregate.predictors.counting import layer_frequency
 from foregate.predictors.interlayer_batches import SPAN, Grid, Runs, questions, shuffled
@@ -34,21 +34,21 @@ class Preset:
     sizes: Sizes
     batch: int
     smoothing: float
-    recipe: loop.Recipe
+    recipe: run.Recipe
 
 
 PRESETS = {
     "baseline": Preset(
-        Sizes(256, 8, 1024, 4, 0.1, (3,)), 16, 0.0, loop.Recipe(1e-3, 50, schedule=OneCycle(), clip=1.0)
+        Sizes(256, 8, 1024, 4, 0.1, (3,)), 16, 0.0, run.Recipe(1e-3, 50, schedule=OneCycle(), clip=1.0)
     ),
     "improved": Preset(
-        Sizes(320, 10, 1280, 5, 0.12, (3,)), 28, 0.06, loop.Recipe(3e-4, 120, schedule=Plateau(5, 0.5), clip=0.8)
+        Sizes(320, 10, 1280, 5, 0.12, (3,)), 28, 0.06, run.Recipe(3e-4, 120, schedule=Plateau(5, 0.5), clip=0.8)
     ),
     "enhanced": Preset(
         Sizes(512, 16, 2048, 6, 0.15, (3,)),
         16,
         0.1,
-        loop.Recipe(
+        run.Recipe(
             5e-5, 100, betas=(0.9, 0.95), weight_decay=0.02, schedule=Restarts(20, 2, 1e-7), warmup=2000, clip=0.5
         ),
     ),
@@ -65,7 +65,7 @@ class Course:
     batch: int
     smoothing: float
     augmentation: Augmentation | None
-    recipe: loop.Recipe
+    recipe: run.Recipe
 
     @classmethod
     def of(cls, preset: str, epochs: int) -> Course:
@@ -169,7 +169,7 @@ def _recall(torch: Any, model: Any, exam: Iterable[dict[str, Any]]) -> float:
     device = next(model.parameters()).device
     found, rows = 0.0, 0
     for batch in exam:
-        batch = loop.moved(batch, device)  # noqa: PLW2901
+        batch = run.moved(batch, device)  # noqa: PLW2901
         answers = batch["answers"]
         guesses = model(batch)[0].topk(answers.shape[-1], dim=-1).indices
         present = answers >= 0

@@ -20,7 +20,7 @@ from numba import njit
 
 from foregate.arrays import Float32, Int64
 from foregate.errors import need
-from foregate.predictors import loop
+from foregate.predictors import loop, run
 from foregate.predictors.chances import shares
 from foregate.predictors.members import Said, routed
 from foregate.predictors.schedules import OneCycle
@@ -94,7 +94,7 @@ def train(said: Said, layers: int, recipe: Recipe, told: Callable[[int, float], 
             lambda epoch: _batches(table, learned, (recipe.seed, epoch), steps),
             lambda model, batch: _loss(torch, model, batch),
             judge,
-            loop.Recipe(
+            run.Recipe(
                 learning_rate=recipe.learning_rate,
                 epochs=epochs,
                 schedule=OneCycle(),
@@ -134,7 +134,7 @@ def _score(torch: Any, model: Any, table: Table, rows: Int64) -> float:
     """Minus the mean loss."""
     total = 0.0
     for part in np.array_split(rows, 1 + len(rows) // CHUNK):
-        batch = loop.moved(tuple(column[part] for column in table), "cpu")
+        batch = run.moved(tuple(column[part] for column in table), "cpu")
         total -= float(_loss(torch, model, batch)) * len(part)
     return total / len(rows)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from foregate.arrays import Float32, Int64
 from foregate.errors import need
-from foregate.predictors import loop
+from foregate.predictors import loop, run
 from foregate.predictors.features import Columns, Examples
 from foregate.predictors.schedules import Plateau
 from foregate.predictors.session import Session
@@ -40,9 +40,9 @@ class Recipe:
     device: str
 
     @property
-    def loop(self) -> loop.Recipe:
+    def loop(self) -> run.Recipe:
         """What the loop needs of it."""
-        return loop.Recipe(
+        return run.Recipe(
             learning_rate=self.learning_rate,
             epochs=self.epochs,
             schedule=Plateau(PATIENCE),
@@ -184,7 +184,7 @@ def _top1(model: Any, feed: _Feed, examples: Examples) -> float:
     device = next(model.parameters()).device
     right = 0
     for start in range(0, len(examples), CHUNK):
-        batch = loop.moved(feed.batch(examples, slice(start, start + CHUNK)), device)
+        batch = run.moved(feed.batch(examples, slice(start, start + CHUNK)), device)
         guesses = model(*batch[:3]).argmax(dim=1)
         right += int((guesses[:, None] == batch[3]).any(dim=1).sum())
     return right / len(examples)
