@@ -15,7 +15,7 @@ from foregate.evaluation import calibration_error, evaluate
 from foregate.history import Replay
 from foregate.predictors import PREDICTORS
 from foregate.predictors.base import Predictor
-from foregate.predictors.members import divisions, fitted
+from foregate.predictors.mixing.members import divisions, fitted
 from foregate.predictors.storage import load, model_of, save
 from foregate.splits import Fold, split
 from foregate.traces.schema import Trace

@@ -9,9 +9,9 @@ from conftest import make_trace
 from foregate.errors import ChoiceError
 from foregate.evaluation import evaluate
 from foregate.history import Replay
-from foregate.predictors.bank import Bank
-from foregate.predictors.fusion import Fusion
-from foregate.predictors.fusion_inputs import Asked, Examples, Inputs
+from foregate.predictors.fusion.fusion import Fusion
+from foregate.predictors.fusion.inputs import Asked, Examples, Inputs
+from foregate.predictors.memory.bank import Bank
 from foregate.traces.schema import Trace
 
 

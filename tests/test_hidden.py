@@ -24,8 +24,8 @@ from foregate.layers import some_layers  # noqa: E402
 from foregate.models import mixture_layers, stacks  # noqa: E402
 from foregate.predictors import PREDICTORS  # noqa: E402
 from foregate.predictors.chances import shares  # noqa: E402
-from foregate.predictors.gating_networks import NETWORKS, Shape, membership  # noqa: E402
-from foregate.predictors.heads import Pairs, place_of, ranking  # noqa: E402
+from foregate.predictors.hidden.gating_networks import NETWORKS, Shape, membership  # noqa: E402
+from foregate.predictors.hidden.heads import Pairs, place_of, ranking  # noqa: E402
 from foregate.spec import MoESpec  # noqa: E402
 from foregate.traces.batches import NO_RESIDUAL  # noqa: E402
 from foregate.traces.prompts import PromptText  # noqa: E402

@@ -12,13 +12,13 @@ from foregate.errors import ChoiceError, TraceError
 from foregate.evaluation import evaluate
 from foregate.history import Replay
 from foregate.predictors import PREDICTORS
-from foregate.predictors.augment import Augmentation, augmented
 from foregate.predictors.counting import layer_frequency
-from foregate.predictors.interlayer import Interlayer
-from foregate.predictors.interlayer_batches import SPAN, Grid, Runs, questions
-from foregate.predictors.interlayer_network import loss, network
-from foregate.predictors.interlayer_training import PRESETS, _exam, _lessons, _recall, frequency
-from foregate.predictors.loop import moved
+from foregate.predictors.interlayer.augment import Augmentation, augmented
+from foregate.predictors.interlayer.batches import SPAN, Grid, Runs, questions
+from foregate.predictors.interlayer.interlayer import Interlayer
+from foregate.predictors.interlayer.network import loss, network
+from foregate.predictors.interlayer.training import PRESETS, _exam, _lessons, _recall, frequency
+from foregate.predictors.networks.loop import moved
 from foregate.splits import split
 from foregate.traces.schema import Trace
 

@@ -18,9 +18,9 @@ from foregate.history import Replay
 from foregate.predictors import LEARNED, PREDICTORS
 from foregate.predictors.base import Predictor
 from foregate.predictors.counting import layer_frequency
-from foregate.predictors.features import Columns, Examples, table
-from foregate.predictors.mlp import held_out
 from foregate.predictors.storage import load, save
+from foregate.predictors.study.features import Columns, Examples, table
+from foregate.predictors.study.mlp import held_out
 from foregate.spec import MoESpec
 from foregate.splits import split
 from foregate.traces.importers import IMPORTERS

@@ -14,10 +14,10 @@ from foregate.errors import ChoiceError
 from foregate.history import Past, Query, Replay
 from foregate.predictors import PREDICTORS
 from foregate.predictors.counting import Cooccur, Repeat
-from foregate.predictors.nearby import key_of, keys, nearby, shared
+from foregate.predictors.memory.nearby import key_of, keys, nearby, shared
+from foregate.predictors.memory.terms import START, TERMS, loss_and_gradient
 from foregate.predictors.speculation import SPECULATION_MODES, speculator
 from foregate.predictors.storage import save
-from foregate.predictors.terms import START, TERMS, loss_and_gradient
 from foregate.spec import MoESpec
 from foregate.traces.schema import Trace
 

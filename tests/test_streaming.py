@@ -19,9 +19,9 @@ from foregate.cli import app
 from foregate.components import build
 from foregate.errors import ChoiceError, ForegateError, TraceError
 from foregate.predictors import PREDICTORS
-from foregate.predictors.interlayer import Interlayer
-from foregate.predictors.interlayer_batches import Grid
-from foregate.predictors.interlayer_training import _lessons, frequency
+from foregate.predictors.interlayer.batches import Grid
+from foregate.predictors.interlayer.interlayer import Interlayer
+from foregate.predictors.interlayer.training import _lessons, frequency
 from foregate.predictors.storage import load
 from foregate.splits import split, without_duplicates
 from foregate.streaming import split_parts

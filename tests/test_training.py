@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from foregate.errors import ChoiceError, SourceError, TrainingError
-from foregate.predictors.loop import Fitted, Recipe, train
-from foregate.predictors.schedules import Constant, Cosine, OneCycle, Plateau, Restarts, Schedule, rate_at
+from foregate.predictors.networks.loop import Fitted, train
+from foregate.predictors.networks.run import Recipe
+from foregate.predictors.networks.schedules import Constant, Cosine, OneCycle, Plateau, Restarts, Schedule, rate_at
 from foregate.predictors.session import Checkpoints, Session
 
 torch = pytest.importorskip("torch")

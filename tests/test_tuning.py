@@ -23,7 +23,7 @@ from foregate.errors import ChoiceError, ForegateError, StorageError
 from foregate.evaluation import evaluate
 from foregate.layers import some_layers
 from foregate.predictors import PREDICTORS
-from foregate.predictors.memory import Memory
+from foregate.predictors.memory.memory import Memory
 from foregate.predictors.space import Options, Range
 from foregate.predictors.storage import load
 from foregate.traces.schema import Trace

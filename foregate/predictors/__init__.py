@@ -1,24 +1,24 @@
 """Predictors: estimators that say which experts a later layer will need. One registry, a plain dict."""
 
-from foregate.predictors.bank import Bank
 from foregate.predictors.base import Predictor
-from foregate.predictors.blend import Blend
-from foregate.predictors.calibrated import Calibrated
 from foregate.predictors.counting import Chance, Cooccur, Popularity, Previous, Repeat
 from foregate.predictors.counts import Counts
-from foregate.predictors.ensemble import Ensemble
-from foregate.predictors.fusion import Fusion
-from foregate.predictors.gates import NextGate
-from foregate.predictors.gating import Gating
-from foregate.predictors.interlayer import Augmented, Interlayer, Multiscale
+from foregate.predictors.fusion.fusion import Fusion
+from foregate.predictors.hidden.gates import NextGate
+from foregate.predictors.hidden.gating import Gating
+from foregate.predictors.hidden.preattention import PreAttention
+from foregate.predictors.hidden.probe import Probe
+from foregate.predictors.interlayer.interlayer import Augmented, Interlayer, Multiscale
 from foregate.predictors.lookup import Hybrid, Rules, Tokens
-from foregate.predictors.memory import Memory
-from foregate.predictors.mlp import MLP
+from foregate.predictors.memory.bank import Bank
+from foregate.predictors.memory.memory import Memory
+from foregate.predictors.mixing.blend import Blend
+from foregate.predictors.mixing.calibrated import Calibrated
+from foregate.predictors.mixing.ensemble import Ensemble
 from foregate.predictors.modes import Adaptive, MultiLayer
 from foregate.predictors.ngrams import NGrams
-from foregate.predictors.preattention import PreAttention
-from foregate.predictors.probe import Probe
-from foregate.predictors.trees import XGBoost
+from foregate.predictors.study.mlp import MLP
+from foregate.predictors.study.trees import XGBoost
 
 PREDICTORS: dict[str, type[Predictor]] = {
     "chance": Chance,

@@ -1,0 +1,1 @@
+"""`bank`'s vote corrected by a network: the best guess from ids alone."""

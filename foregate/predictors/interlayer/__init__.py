@@ -1,0 +1,1 @@
+"""The inter-layer speculation transformer and its variants."""

@@ -1,0 +1,1 @@
+"""Predictors that remember: this sequence, and the training tokens."""

@@ -1,0 +1,1 @@
+"""Predictors made of predictors, and what makes a confidence a probability."""

@@ -1,0 +1,1 @@
+"""The Mixtral study's columns, and what is learned from them: boosted trees and an MLP."""
