@@ -18,7 +18,7 @@ from foregate.predictors.interlayer.batches import SPAN, Grid, Runs, questions
 from foregate.predictors.interlayer.interlayer import Interlayer
 from foregate.predictors.interlayer.network import loss, network
 from foregate.predictors.interlayer.training import PRESETS, _exam, _lessons, _recall, frequency
-from foregate.predictors.networks.loop import moved
+from foregate.predictors.networks.run import moved
 from foregate.splits import split
 from foregate.traces.schema import Trace
 

@@ -83,7 +83,7 @@ def test_what_is_tried_can_be_typed_again(name: str) -> None:
 
 
 def test_options_that_the_user_types_are_not_searched() -> None:
-    assert set(free_space("memory:beta=2,decay=0.9")) == {"context", "recency", "prior"}
+    assert set(free_space("memory:beta=2,decay=0.9")) == {"context", "recency", "prior", "votes"}
     assert component("memory:beta=2", {"prior": 0.25}) == "memory:beta=2,prior=0.25"
     assert component("memory", {"prior": 0.5}) == "memory"  # what it has anyway
 
@@ -185,7 +185,7 @@ def test_log_loss_is_made_small(trace: Trace, tmp_path: Path) -> None:
     [
         (Question("chance"), "declares nothing to tune; choose one of .*memory"),
         (Question("tokens:smoothing=1"), "fixes all"),
-        (Question("next-gate"), "nothing to tune"),
+        (Question("next-gate"), "no hidden states"),
         (Question("memory", metric="speed"), "no metric 'speed'"),
         (Question("memory", distance=9), "distance 9"),
         (Question("memory", budget=0), "budget 0"),

@@ -8,9 +8,11 @@ import numpy as np
 from numba import njit
 
 from foregate.arrays import Bool, Float32, Float64, Int64
+from foregate.predictors.chances import drawn
 
 LEAN = 200
 """A layer's own fit counts as much as that of all layers together when it has so many rows."""
+FACTORS = np.geomspace(0.2, 5, 49).astype(np.float32)
 KNOTS = 64
 """Points of an isotonic curve: confidences between them are interpolated."""
 
@@ -29,6 +31,17 @@ def temperatures(logits: Float32, answers: Int64, layers: Int64, num_layers: int
         own, trust = _sharpness(centred, answers, rows), len(rows) / (len(rows) + LEAN)
         found[layer] = np.exp(trust * np.log(own) + (1 - trust) * np.log(whole))
     return found
+
+
+def sharpness(logits: Float32, routed: Float32, top_k: int) -> float:
+    """What to multiply logits [N, E] by, so that k times what `drawn` makes of them are the best chances of being
+    routed [N, E] (1 or 0): the least log-loss, over FACTORS.
+    """
+    losses = []
+    for factor in FACTORS:
+        chances = np.clip(top_k * drawn(logits * factor, top_k), 1e-6, 1 - 1e-6)
+        losses.append(-np.log(np.where(routed > 0, chances, 1 - chances)).sum())
+    return float(FACTORS[int(np.argmin(losses))])
 
 
 def softmax(logits: Float32) -> Float32:

@@ -57,3 +57,44 @@ def softmax(logits: Float32) -> Float32:
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     summed: Float32 = scores / scores.sum(axis=1, keepdims=True)
     return summed
+
+
+def drawn(logits: Float32, k: int) -> Float32:
+    """[N, E] share of the routed set expected on each expert: the chance that it comes up at all in so many draws from
+    the softmax of the logits that k experts come up, divided by k.
+
+    What a softmax itself gives above 1 / k is lost on an expert that cannot be routed to twice; here it goes to others.
+    """
+    found: Float32 = _drawn(logits, k)
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _drawn(logits: Float32, k: int) -> Float32:
+    N, E = logits.shape
+    found = np.full((N, E), 1 / E, dtype=np.float32)
+    if k >= E:
+        return found
+    share = np.empty(E)
+    for n in range(N):
+        best = logits[n].max()
+        for e in range(E):
+            share[e] = np.exp(max(logits[n, e] - best, np.float32(-60)))
+        share /= share.sum()
+        draws = float(k)
+        for _ in range(ROUNDS):  # Newton's method on a concave function, from below: it never goes too far
+            total, slope = 0.0, 0.0
+            for e in range(E):
+                spared = np.exp(-draws * share[e])
+                total += 1 - spared
+                slope += share[e] * spared
+            if k - total < 1e-4 * k:
+                break
+            draws += (k - total) / max(slope, 1e-30)
+        total = 0.0
+        for e in range(E):
+            found[n, e] = -np.expm1(-draws * share[e])
+            total += found[n, e]
+        for e in range(E):
+            found[n, e] /= total
+    return found

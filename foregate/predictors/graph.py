@@ -130,3 +130,26 @@ def unit(graph: Graph, state: str) -> str:
     """What `heads.unit` makes of states [N, D]."""
     mean = graph("ReduceMean", graph("Mul", state, state), axes=[1])
     return graph("Div", state, graph("Sqrt", graph("Add", mean, graph.constant(np.float32(1e-12)))))
+
+
+def draw_out(graph: Graph, logits: str, top_k: int) -> str:
+    """What `chances.drawn` makes of logits [N, E] (E > top_k), to 1e-6: the logarithm of the draws is looked for as in
+    `share_out`.
+    """
+    constant = graph.constant
+    share = graph("Softmax", logits, axis=1)
+    columns = graph("Unsqueeze", share, constant(np.array([2])))
+    none = graph("ReduceSum", graph("Mul", share, constant(np.float32(0))), constant(np.array([1])))
+    low = graph("Add", none, constant(np.float32(np.log(top_k) - 1e-3)))
+    part = graph("Add", none, constant(np.float32(3 * ROOM / PARTS)))
+    steps = constant(np.arange(1, PARTS, dtype=np.float32)[None])
+    for _ in range(ROUNDS):
+        draws = graph("Exp", graph("Add", low, graph("Mul", part, steps)))
+        missed = graph("Exp", graph("Neg", graph("Mul", columns, graph("Unsqueeze", draws, constant(np.array([1]))))))
+        sums = graph("ReduceSum", graph("Sub", constant(np.float32(1)), missed), constant(np.array([1])), keepdims=0)
+        below = graph("Cast", graph("Less", sums, constant(np.float32(top_k))), to=1)
+        low = graph("Add", low, graph("Mul", part, graph("ReduceSum", below, constant(np.array([1])))))
+        part = graph("Mul", part, constant(np.float32(1 / PARTS)))
+    missed = graph("Exp", graph("Neg", graph("Mul", share, graph("Exp", low))))
+    chances = graph("Sub", constant(np.float32(1)), missed)
+    return graph("Div", chances, graph("ReduceSum", chances, constant(np.array([1]))))

@@ -11,11 +11,11 @@ from foregate.arrays import Bool, Float32, Int, Int64
 from foregate.errors import ChoiceError, TraceError
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
-from foregate.predictors.calibration import softmax
+from foregate.predictors.chances import drawn
 from foregate.predictors.counting import everywhere, layer_frequency
 from foregate.predictors.fusion.inputs import Asked, Examples, Inputs
 from foregate.predictors.fusion.training import Recipe, train
-from foregate.predictors.graph import Graph
+from foregate.predictors.graph import Graph, draw_out
 from foregate.predictors.memory.bank import Bank
 from foregate.predictors.space import Choice, Range
 from foregate.predictors.study.mlp import held_out
@@ -32,9 +32,9 @@ class Fusion(Predictor):
 
         log score = trust * log bank + out @ relu(inputs) + base
 
-    While it trains, bank answers for a token without that token's own prompt. Afterwards each (distance, layer) gets
-    its temperature from the prompts that judged. It answers before the first layer is routed, too; farther ahead than
-    `horizon`, layer frequency does.
+    which `chances.drawn` makes into shares of the routed set. While it trains, bank answers for a token without that
+    token's own prompt. Afterwards each (distance, layer) gets its temperature from the prompts that judged. It answers
+    before the first layer is routed, too; farther ahead than `horizon`, layer frequency does.
 
     width        of the hidden layers
     token_size   of a token's embedding
@@ -119,7 +119,7 @@ class Fusion(Predictor):
         np.maximum(state, 0, out=state)
         logits = state @ self.out_[target] + self.base_[target]
         logits += self.trust_[target] * plain[:, Inputs.of(query.spec, self.horizon).log_vote]
-        return softmax(logits * self.sharpness_[query.distance - 1, target])
+        return drawn(logits * self.sharpness_[query.distance - 1, target], query.spec.top_k)
 
     def features(self, query: Query) -> dict[str, Any] | None:
         """numbers [N, columns] with bank's vote, rows and worth [N, I] (see Asked), token [N] the row of its embedding,
@@ -161,7 +161,7 @@ class Fusion(Predictor):
         logits = graph("Add", logits, graph("Mul", vote, graph.row(self.trust_, target)))
         ahead = graph("Sub", distance, constant(np.int64(1)))
         sharpness = graph("Gather", graph.row(self.sharpness_, ahead), target)
-        graph.answer(graph("Softmax", graph("Mul", logits, sharpness), axis=1), spec.num_experts)
+        graph.answer(draw_out(graph, graph("Mul", logits, sharpness), spec.top_k), spec.num_experts)
         return graph
 
     def covers(self, query: Query) -> Bool:

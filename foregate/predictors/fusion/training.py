@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from foregate.arrays import Float32, Int64
 from foregate.errors import need
-from foregate.predictors.calibration import temperatures
+from foregate.predictors.calibration import sharpness
 from foregate.predictors.fusion.inputs import Examples, Inputs
 from foregate.predictors.networks import loop, run
 from foregate.predictors.networks.schedules import OneCycle
@@ -19,6 +20,7 @@ from foregate.predictors.session import Session
 FORGET = 0.1  # share of the tokens that are made unknown while training, so that unknown ones mean something
 CLIP = 1.0
 JUDGED = 4096  # rows judged at once
+SAMPLES = 2048  # rows that a temperature is taken from
 
 Rows = Callable[[Int64], Int64]
 """Token ids [N] -> the rows of their embeddings."""
@@ -181,23 +183,14 @@ def _recall(torch: Any, model: Any, judged: Examples, rows: Rows) -> float:
 
 
 def _sharpness(torch: Any, model: Any, judged: Examples, rows: Rows) -> Float32:
-    """[horizon, L] what each (distance, layer) multiplies its logits by."""
+    """[horizon, L] what each (distance, layer) multiplies its logits by, from up to SAMPLES of the rows that judged."""
     inputs = judged.inputs
     found = np.ones((inputs.horizon, inputs.layers), dtype=np.float32)
+    given: dict[tuple[int, int], list[tuple[Float32, Float32]]] = defaultdict(list)
     with torch.no_grad():
-        given = list(_asked(model, judged, rows))
-    for distance in {ahead for _, ahead, _, _ in given}:
-        parts = [(target, logits.numpy(), answers) for target, ahead, logits, answers in given if ahead == distance]
-        found[distance - 1] = temperatures(
-            np.concatenate([logits for _, logits, _ in parts]),
-            np.concatenate([_ids(answers, inputs.top_k) for _, _, answers in parts]),
-            np.concatenate([np.full(len(answers), target) for target, _, answers in parts]),
-            inputs.layers,
-        )
+        for target, distance, logits, answers in _asked(model, judged, rows):
+            given[distance - 1, target].append((logits.numpy(), answers))
+    for place, parts in given.items():
+        logits, answers = (np.concatenate(column)[:SAMPLES] for column in zip(*parts, strict=True))
+        found[place] = sharpness(logits, answers, inputs.top_k)
     return found
-
-
-def _ids(answers: Float32, top_k: int) -> Int64:
-    """[N, k] the experts of sets [N, E], -1 = none."""
-    order = np.argsort(-answers, axis=1, kind="stable")[:, :top_k]
-    return np.where(np.take_along_axis(answers, order, axis=1) > 0, order, -1)
