@@ -88,7 +88,7 @@ def _drawn(logits: Float32, k: int) -> Float32:
                 spared = np.exp(-draws * share[e])
                 total += 1 - spared
                 slope += share[e] * spared
-            if k - total < 1e-4 * k:
+            if k - total < 1e-6 * k:
                 break
             draws += (k - total) / max(slope, 1e-30)
         total = 0.0

@@ -120,7 +120,8 @@ def _restored(arrays: dict[str, Any], header: dict[str, Any], name: str) -> Pred
 
 
 def _broken(source: object, error: Exception) -> SourceError:
-    return SourceError(f"{source} is not a predictor that foregate saved ({error}); fit it again")
+    why = "it is no .npz file" if "pickle" in str(error) else error  # numpy's advice on pickles is none to give
+    return SourceError(f"{source} is not a predictor that foregate saved ({why}); fit it again")
 
 
 def _model(header: dict[str, Any]) -> MoESpec | None:

@@ -192,7 +192,9 @@ class Fusion(Predictor):
 def _gather(rows: Int64, worth: Float32, table: Float32, state: Float32) -> None:
     """Add worth [N, I] times rows [N, I] of a table [., H] to state [N, H]; -1 = nothing."""
     for n in range(rows.shape[0]):
+        total = state[n]
         for i in range(rows.shape[1]):
             if rows[n, i] >= 0:
-                for h in range(table.shape[1]):
-                    state[n, h] += worth[n, i] * table[rows[n, i], h]
+                row, times = table[rows[n, i]], worth[n, i]
+                for h in range(len(total)):  # plain arrays, so that the compiler adds several at once
+                    total[h] += times * row[h]
