@@ -115,7 +115,7 @@ SUBJECTS = (
         "mixtral-8x7b-instruct",
         _mixtral,
         "Four problems, two of HumanEval and two of GSM8K, decode, as published: a quarter of its cells sit on a wrong "
-        "token. Two folds, both tested. Some of `memory`'s settings were once looked for on these four problems.",
+        "token. Two folds, both tested. Parts of `memory` and `bank` were looked for on these problems (see the log).",
         folds=2,
     ),
     Subject(
@@ -124,7 +124,8 @@ SUBJECTS = (
         "mixtral-8x7b-instruct",
         _realigned,
         "The same problems after `foregate realign`. A problem's gaps are placed by what the other problems, training "
-        "ones among them, do; a part of the gain over the table before may be the repair's own.",
+        "ones among them, do; a part of the gain over the table before may be the repair's own. Parts of `memory` and "
+        "`bank` were looked for on these problems.",
         folds=2,
     ),
     Subject(
