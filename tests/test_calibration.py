@@ -10,7 +10,8 @@ from foregate.errors import ChoiceError
 from foregate.evaluation import calibration_error, evaluate
 from foregate.history import Replay
 from foregate.predictors import PREDICTORS
-from foregate.predictors.calibration import curves, follow, pool_adjacent, softmax, temperatures
+from foregate.predictors.calibration import curves, follow, pool_adjacent, temperatures
+from foregate.predictors.chances import softmax
 from foregate.report import board_figures
 from foregate.report.board import boards
 from foregate.splits import split

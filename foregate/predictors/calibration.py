@@ -44,13 +44,6 @@ def sharpness(logits: Float32, routed: Float32, top_k: int) -> float:
     return float(FACTORS[int(np.argmin(losses))])
 
 
-def softmax(logits: Float32) -> Float32:
-    """[..., E] shares."""
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    found: Float32 = shares / shares.sum(axis=-1, keepdims=True)
-    return found
-
-
 def pool_adjacent(values: Float64, weights: Float64) -> Float64:
     """The non-decreasing numbers nearest to values [n] by weighted squares: neighbours out of order become their mean.
 

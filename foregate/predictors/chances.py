@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from foregate.arrays import Float32
+from foregate.arrays import Float, Float32
 
 ROUNDS = 60  # of searching a row's level; about six are needed
 
@@ -52,11 +52,11 @@ def _shares(logits: Float32, k: int) -> Float32:
     return found
 
 
-def softmax(logits: Float32) -> Float32:
-    """[N, E]."""
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    summed: Float32 = scores / scores.sum(axis=1, keepdims=True)
-    return summed
+def softmax(logits: Float) -> Float32:
+    """[..., E] shares in proportion to the logits' exponentials."""
+    scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: Float32 = scores / scores.sum(axis=-1, keepdims=True)
+    return found
 
 
 def drawn(logits: Float32, k: int) -> Float32:

@@ -12,6 +12,7 @@ import numpy as np
 
 from foregate.arrays import Bool, Float, Float32, Int64
 from foregate.history import Query
+from foregate.predictors.chances import softmax
 from foregate.predictors.interlayer.batches import Grid, scaled
 from foregate.predictors.interlayer.network import PLACES, Sizes
 
@@ -96,13 +97,13 @@ def _attended(weights: Weights, name: str, sizes: Sizes, x: Float32, memory: Mem
     scores = q @ k.swapaxes(-1, -2)  # [n, H, c, c]
     _separate(scores, sizes, slice(None))
     if len(memory.vectors) == 0:
-        return _joined(_softmax(scores) @ v)
+        return _joined(softmax(scores) @ v)
     told = _linear(weights, name + "memory", memory.vectors)[memory.index]  # [n, W, 2d]
     mk = told[..., :d].reshape(n, -1, H, h).transpose(0, 2, 3, 1)
     mv = told[..., d:].reshape(n, -1, H, h).transpose(0, 2, 1, 3)
     far = q @ mk + weights[name + "age"][:, None]  # [n, H, c, W]
     far[np.broadcast_to(memory.hidden[:, None, None], far.shape)] = -np.inf
-    share = _softmax(np.concatenate([scores, far], axis=-1))
+    share = softmax(np.concatenate([scores, far], axis=-1))
     return _joined(share[..., :c] @ v + share[..., c:] @ mv)
 
 
@@ -115,9 +116,9 @@ def _concluded(weights: Weights, sizes: Sizes, state: Float32, asked: Float32) -
     told = _linear(weights, "told", heard)
     scores = q @ _heads(told[..., :d], H).swapaxes(-1, -2)
     _separate(scores, sizes, last)
-    said = _joined(_softmax(scores) @ _heads(told[..., d:], H)) + state[:, last]
+    said = _joined(softmax(scores) @ _heads(told[..., d:], H)) + state[:, last]
     if len(last) > 1:
-        said = said * _softmax(_linear(weights, "fuse", said)[..., 0])[..., None]
+        said = said * softmax(_linear(weights, "fuse", said)[..., 0])[..., None]
     return _norm(weights, "last", said.sum(axis=1))
 
 
@@ -155,10 +156,4 @@ def _norm(weights: Weights, name: str, x: Float32) -> Float32:
     centred = x - x.mean(axis=-1, keepdims=True)
     centred /= np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(1e-5))
     normed: Float32 = centred * weights[name + ".weight"] + weights[name + ".bias"]
-    return normed
-
-
-def _softmax(scores: Float) -> Float32:
-    share = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    normed: Float32 = share / share.sum(axis=-1, keepdims=True)
     return normed

@@ -14,6 +14,7 @@ from foregate.arrays import Bool, Float32
 from foregate.errors import ChoiceError
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
+from foregate.predictors.chances import softmax
 from foregate.predictors.counting import everywhere
 from foregate.predictors.interlayer.answer import answer
 from foregate.predictors.interlayer.augment import Augmentation
@@ -93,7 +94,7 @@ class Interlayer(Predictor):
     def predict(self, query: Query) -> Float32:
         if query.distance > self.horizon:
             return np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
-        return _shares(self._answer(query)[0])
+        return softmax(self._answer(query)[0])
 
     def confidence(self, query: Query) -> Float32:
         """[N] how likely the first guess is routed, by the head that was trained to know; 0 beyond the horizon."""
@@ -256,12 +257,6 @@ def _plain(variant: Multiscale | Augmented, **fixed: Any) -> Interlayer:
 def _learned(variant: Variant, plain: Interlayer) -> Variant:
     variant.frequency_, variant.weights_ = plain.frequency_, plain.weights_
     return variant
-
-
-def _shares(logits: Float32) -> Float32:
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: Float32 = scores / scores.sum(axis=1, keepdims=True)
-    return shares
 
 
 def _scales(contexts: str) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from foregate.arrays import Bool, Float32
 from foregate.errors import ChoiceError
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
-from foregate.predictors.calibration import KNOTS, curves, follow, softmax, temperatures
+from foregate.predictors.calibration import KNOTS, curves, follow, temperatures
+from foregate.predictors.chances import softmax
 from foregate.predictors.mixing.members import Hearing, beliefs, needs, routed
 from foregate.predictors.space import Choice, Options
 from foregate.traces.schema import Trace

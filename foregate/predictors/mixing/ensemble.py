@@ -10,7 +10,8 @@ from numba import njit
 from foregate.arrays import Bool, Float32, Float64
 from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
-from foregate.predictors.calibration import LEAN, softmax, temperatures
+from foregate.predictors.calibration import LEAN, temperatures
+from foregate.predictors.chances import softmax
 from foregate.predictors.mixing.members import FLOOR, Hearing, Said, beliefs, covers, needs
 from foregate.predictors.space import Choice
 from foregate.traces.schema import Trace
