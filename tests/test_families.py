@@ -301,6 +301,9 @@ def page() -> str:
     return "\n".join([*lines, ""])
 
 
+NO_RESIDUAL = ("deepseek_v4", "hy_v4", "qwen4_exp")
+
+
 def more(name: str) -> tuple[str, ...]:
     """Notes for readers of the page."""
     alike = ALIKE.get(name)
@@ -308,6 +311,8 @@ def more(name: str) -> tuple[str, ...]:
         "deepseek_v4": "its first layers choose by token id (hash), not by hidden state",
     }
     known = (told[name],) if name in told else ()
+    if name in NO_RESIDUAL:
+        known = (*known, "its layers pass on several streams, so `--hidden` keeps the routers' inputs alone")
     return (
         known if alike is None else (*known, f"at least {alike:.0%} of routed sets equal those of one unbatched pass")
     )

@@ -169,8 +169,8 @@ class Fusion(Predictor):
 
     def _rows(self, token_id: Int) -> Int64:
         """[N] the row of each token's embedding."""
-        bucket = np.where(token_id >= 0, token_id, 0) % self.buckets
-        return np.where((token_id >= 0) & self.known_[bucket], bucket, self.buckets).astype(np.int64)
+        rows: Int64 = _places(token_id, self.known_)
+        return rows
 
     def _recipe(self) -> Recipe:
         return Recipe(
@@ -198,3 +198,13 @@ def _gather(rows: Int64, worth: Float32, table: Float32, state: Float32) -> None
                 row, times = table[rows[n, i]], worth[n, i]
                 for h in range(len(total)):  # plain arrays, so that the compiler adds several at once
                     total[h] += times * row[h]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _places(token_id: Int, known: Bool) -> Int64:
+    """[N] each token's bucket, or the row after the last one where it is unknown or was never trained on."""
+    found = np.full(len(token_id), len(known), dtype=np.int64)
+    for n in range(len(token_id)):
+        if token_id[n] >= 0 and known[token_id[n] % len(known)]:
+            found[n] = token_id[n] % len(known)
+    return found
