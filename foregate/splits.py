@@ -13,6 +13,8 @@ from foregate.arrays import Bool, Int64
 from foregate.errors import ChoiceError
 from foregate.traces.schema import Trace
 
+HELD_OUT = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -64,6 +66,20 @@ def answers_seen(fold: Fold) -> float:
     tested = fold.test.answers[:, 1:] & (fold.test.experts[:, 1:] >= 0).any(axis=2)
     later = np.pad(later[:, 1:], ((0, 0), (0, 1)))
     return float((later & tested).sum() / max(tested.sum(), 1))
+
+
+def held_out(trace: Trace, seed: int) -> Bool:
+    """[T] tokens of a training trace to judge by where no validation trace is given: a tenth of its prompts, or of
+    fewer than three prompts the last tenth of each one's tokens.
+    """
+    prompts = len(trace.prompts)
+    if prompts >= 3:
+        chosen = np.random.default_rng(seed).permutation(prompts)[: max(1, round(HELD_OUT * prompts))]
+        return np.isin(trace.sequence, chosen)
+    held = np.zeros(len(trace), dtype=np.bool_)
+    for rows in trace.sequences():
+        held[rows.stop - max(1, round(HELD_OUT * (rows.stop - rows.start))) : rows.stop] = True
+    return held
 
 
 def split(

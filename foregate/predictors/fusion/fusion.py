@@ -18,8 +18,8 @@ from foregate.predictors.fusion.training import Recipe, train
 from foregate.predictors.graph import Graph, draw_out
 from foregate.predictors.memory.bank import Bank
 from foregate.predictors.space import Choice, Range
-from foregate.predictors.study.mlp import held_out
 from foregate.spec import MoESpec
+from foregate.splits import held_out
 from foregate.traces.schema import Trace
 
 

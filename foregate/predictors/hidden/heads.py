@@ -20,7 +20,7 @@ from foregate.predictors.chances import shares
 from foregate.predictors.counting import one_hot
 from foregate.predictors.networks import loop, run
 from foregate.predictors.networks.schedules import Cosine
-from foregate.predictors.study.mlp import held_out
+from foregate.splits import held_out
 
 if TYPE_CHECKING:
     from foregate.predictors.session import Session

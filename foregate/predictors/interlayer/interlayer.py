@@ -21,7 +21,7 @@ from foregate.predictors.interlayer.augment import Augmentation
 from foregate.predictors.interlayer.batches import Grid
 from foregate.predictors.interlayer.training import Course, fit, frequency
 from foregate.predictors.space import Choice, Options, Range
-from foregate.predictors.study.mlp import held_out
+from foregate.splits import held_out
 from foregate.traces.parts import Parts
 from foregate.traces.schema import Trace
 

@@ -16,9 +16,8 @@ from foregate.predictors.space import Choice, Range
 from foregate.predictors.study.features import Columns, Examples, table
 from foregate.predictors.study.training import SLOPE, Recipe, train
 from foregate.spec import MoESpec
+from foregate.splits import held_out
 from foregate.traces.schema import Trace
-
-HELD_OUT = 0.1
 
 
 @final
@@ -152,15 +151,3 @@ class MLP(Predictor):
             threads=self.threads,
             device=self.device,
         )
-
-
-def held_out(trace: Trace, seed: int) -> Bool:
-    """[T] tokens to judge by where there is no validation trace (see MLP)."""
-    prompts = len(trace.prompts)
-    if prompts >= 3:
-        chosen = np.random.default_rng(seed).permutation(prompts)[: max(1, round(HELD_OUT * prompts))]
-        return np.isin(trace.sequence, chosen)
-    held = np.zeros(len(trace), dtype=np.bool_)
-    for rows in trace.sequences():
-        held[rows.stop - max(1, round(HELD_OUT * (rows.stop - rows.start))) : rows.stop] = True
-    return held
