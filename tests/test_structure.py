@@ -16,9 +16,11 @@ LEAVES = {"arrays", "errors", "spec", "components", "cooccurrence", "reuse"}
 ORDER = [
     LEAVES,
     {"models", "adapters"},
+    {"store"},
     {"traces"},
     {"splits", "history"},
     {"predictors"},
+    {"memory"},
     {"evaluation", "description"},
 ]
 HEAVY = {
