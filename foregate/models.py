@@ -69,18 +69,22 @@ def load(name: str, *, dtype: str = "auto", device: str | None = None, trust_rem
     Raises: ModelError if it cannot be had, or is dense.
     """
     torch, transformers = need("torch", "models"), need("transformers", "models")
-    kind, place = _dtype(torch, dtype), _device(torch, device)
-    config = _fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
-    auto = _auto_class(transformers, config, name)
+    kind, place = find_dtype(torch, dtype), find_device(torch, device)
+    config = fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
+    auto = auto_class(transformers, config, name)
     if not trust_remote_code:
         with torch.device("meta"):  # a dense model is refused before its weights are read
             stacks(auto.from_config(config), name)
-    tokenizer = _fetch(transformers.AutoTokenizer, name, "tokenizer", trust_remote_code=trust_remote_code)
-    model = _fetch(auto, name, "weights", dtype=kind, trust_remote_code=trust_remote_code)
+    tokenizer = fetch(transformers.AutoTokenizer, name, "tokenizer", trust_remote_code=trust_remote_code)
+    model = fetch(auto, name, "weights", dtype=kind, trust_remote_code=trust_remote_code)
     return model.to(place).eval(), tokenizer
 
 
-def _fetch(kind: Any, name: str, what: str, **options: Any) -> Any:
+def fetch(kind: Any, name: str, what: str, **options: Any) -> Any:
+    """`kind.from_pretrained(name, **options)`, whose many errors become one.
+
+    Raises: ModelError that says what of the model cannot be had, and why.
+    """
     if Path(name).is_absolute() or name.startswith((".", "~")):
         name = str(Path(name).expanduser())
         if not Path(name).is_dir():
@@ -98,7 +102,8 @@ def _fetch(kind: Any, name: str, what: str, **options: Any) -> Any:
         ) from error
 
 
-def _auto_class(transformers: Any, config: Any, name: str) -> Any:
+def auto_class(transformers: Any, config: Any, name: str) -> Any:
+    """The auto class whose model of this configuration generates text. Raises: ModelError if there is none."""
     order = ["CausalLM", "Seq2SeqLM", "ImageTextToText", "MultimodalLM"]
     if getattr(config, "is_encoder_decoder", False):
         order = ["Seq2SeqLM"]
@@ -110,7 +115,8 @@ def _auto_class(transformers: Any, config: Any, name: str) -> Any:
     raise ModelError(f"{name} ({config.model_type}) is no language model that generates text")
 
 
-def _device(torch: Any, name: str | None) -> Any:
+def find_device(torch: Any, name: str | None) -> Any:
+    """The device of that name, or the best there is. Raises: ModelError if it is not there."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -118,7 +124,8 @@ def _device(torch: Any, name: str | None) -> Any:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dtype(torch: Any, name: str) -> Any:
+def find_dtype(torch: Any, name: str) -> Any:
+    """What transformers takes as `dtype`. Raises: ModelError for a name that is none."""
     kinds = {"auto": "auto", **{k: getattr(torch, k) for k in ("float32", "float16", "bfloat16")}}
     if name not in kinds:
         raise ModelError(f"there is no dtype {name!r}; choose one of {', '.join(kinds)}")
