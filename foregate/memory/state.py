@@ -1,0 +1,119 @@
+"""The page table and what decides over it, as arrays that compiled code reads: which expert is in which slot.
+
+key = layer * num_experts + expert. Time counts layers that may have run: pass * num_layers + layer. A key is locked
+until `lock[key] < now[FLOOR]`; both are moments (see `moment`), so locks run out by themselves:
+
+    member of a set in use    until the wave after its own wave
+    expected for a later layer    until that layer has been routed
+
+A slot is free, or its key belongs to a guess that was not used yet (locked, then in the list STALE), or to the policy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from foregate.arrays import Bool, Float32, Float64, Int32, Int64
+from foregate.memory.heap import Heap, make_heap
+from foregate.memory.lists import make_lists
+
+YOUNG, MAIN, YOUNG_GHOSTS, MAIN_GHOSTS, STALE = range(5)
+"""Lists of keys: policies use the first four as they like, ghosts being keys without a slot."""
+
+POLICY, PASS, LAYER, FLOOR, WAVE, FILLED, WAITING, LOCKED, PREVIOUS, PROMISED, ROOM, TICK, HAND, READS, RULE = range(15)
+"""Places in `now`:
+
+POLICY   the eviction's code                 PASS      passes begun
+LAYER    the running layer, -1 = none yet    FLOOR     locks below it have run out
+WAVE     of the running layer, from 0        FILLED    slots ever used
+WAITING  experts of the set not served yet   LOCKED    members of the wave, PREVIOUS of the wave before
+PROMISED keys locked for later layers        ROOM      slots that promises must leave
+TICK     uses so far                         HAND      sieve's hand, a key or -1
+READS    reads issued since the layer began  RULE      the prefetch's code
+"""
+
+REGISTERS = 15
+SHARE, RATE, AMOUNT, READ_SECONDS, WINDOW_SECONDS = range(5)
+"""Places in `dials`: ARC's target size, the uses after which a use counts half, the prefetch's number, seconds to read
+an expert, seconds that a layer takes."""
+
+DIALS = 5
+RESIDENT_HITS, GUESS_HITS, MISSES, GUESSES, EVICTIONS, WASTED = range(6)
+"""Columns of `counts`: uses of experts that were there, first uses of guesses, reads on demand, reads ahead, evictions,
+evictions of guesses never used; each by the layer of the expert."""
+
+COUNTERS = 6
+WAVES = 1 << 20
+"""Moments of one layer: more than it can have waves."""
+
+
+EXPERT, SLOT, HIT, GUESSED, REST, KEY_IN, SLOT_IN, EVICTED, VICTIM = range(9)
+"""Rows of `desk`, where compiled code leaves its answers (see `demand` and `speculate` in `core.py`)."""
+
+DESK = 9
+
+
+class State(NamedTuple):
+    """All of it. K = L * E keys, C slots.
+
+    slot_of   [K]     -1 = absent
+    key_of    [C]     -1 = free
+    lock      [K]     moment until which a resident may not leave
+    due       [K]     moment whose guess brought it in and which nobody has used yet; 0 = none
+    mark      [K]     small numbers of a policy: visited (sieve), uses (s3fifo)
+    promised  [C]     the first now[PROMISED] are keys locked for later layers
+    chance    [L, E]  what `expect` said about each layer's next run
+    known     [L]     whether it did
+    now       [15]    see POLICY
+    dials     [5]     see SHARE
+    counts    [L, 6]  see RESIDENT_HITS
+    desk      [9, E]  see EXPERT
+
+    Few arrays, because every one lengthens the compilation of every function.
+    """
+
+    slot_of: Int32
+    key_of: Int32
+    lock: Int64
+    due: Int64
+    mark: Int32
+    promised: Int32
+    chance: Float32
+    known: Bool
+    now: Int64
+    dials: Float64
+    counts: Int64
+    lists: Int32
+    heap: Heap
+    desk: Int32
+
+
+def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, room: int = 1) -> State:
+    """Empty slots, before the first pass."""
+    L, E, K, C = num_layers, num_experts, num_layers * num_experts, slots
+    now = np.zeros(REGISTERS, np.int64)
+    now[POLICY], now[ROOM] = policy, room
+    now[LAYER] = now[HAND] = -1  # PASS counts from 1, so that no moment is 0
+    return State(
+        slot_of=np.full(K, -1, np.int32),
+        key_of=np.full(C, -1, np.int32),
+        lock=np.full(K, -1, np.int64),
+        due=np.zeros(K, np.int64),
+        mark=np.zeros(K, np.int32),
+        promised=np.zeros(C, np.int32),
+        chance=np.zeros((L, E), np.float32),
+        known=np.zeros(L, np.bool_),
+        now=now,
+        dials=np.zeros(DIALS, np.float64),
+        counts=np.zeros((L, COUNTERS), np.int64),
+        lists=make_lists(K),
+        heap=make_heap(K, C),
+        desk=np.zeros((DESK, E), np.int32),
+    )
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def moment(state: State, turn: int, layer: int, wave: int) -> int:
+    """The moment of a wave of a layer, in the pass number `turn`."""
+    return (turn * len(state.known) + layer) * WAVES + wave
