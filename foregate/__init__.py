@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from foregate.predictors.base import Predictor as Predictor
     from foregate.predictors.storage import load as load_predictor  # noqa: F401
     from foregate.predictors.storage import save as save_predictor  # noqa: F401
+    from foregate.runtime.engine import Engine as Engine
+    from foregate.runtime.offload import offload as offload
     from foregate.spec import ExpertId as ExpertId
     from foregate.spec import MoESpec as MoESpec
     from foregate.traces.schema import Trace as Trace
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "foregate.comparison",
+    "Engine": "foregate.runtime.engine",
     "ExpertId": "foregate.spec",
     "ForegateError": "foregate.errors",
     "History": "foregate.history",
@@ -44,6 +47,7 @@ _HOMES = {
     "compare": "foregate.comparison",
     "evaluate": "foregate.evaluation",
     "load_predictor": "foregate.predictors.storage:load",
+    "offload": "foregate.runtime.offload",
     "read_trace": "foregate.traces.storage",
     "save_predictor": "foregate.predictors.storage:save",
     "write_trace": "foregate.traces.storage",

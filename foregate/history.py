@@ -149,10 +149,29 @@ class History:
         self._residual[self._rows(), layer] = residual
         self._entered = layer
 
+    def rewind(self, length: int) -> None:
+        """The pass is over, and of all tokens only the first `length` stay: guesses that were rejected go."""
+        end = self._past + self._now
+        assert 0 <= length <= end, f"{length} of {end} tokens cannot stay"
+        self._experts[length:end] = -1
+        self._past, self._now = length, 0
+        self._layer = self._entered = -1
+        self._hidden = None
+
+    @property
+    def carried(self) -> Past:
+        """Every token so far, those of this pass too; views."""
+        end = self._past + self._now
+        return Past(
+            self._token_id[:end],
+            self._experts[:end],
+            None if self._weights is None else self._weights[:end],
+            None if self._residual is None else self._residual[:end],
+        )
+
     def query(self, target: int) -> Query:
         """Ask about a later layer for the tokens of this pass."""
         rows = self._rows()
-        end = self._past + self._now
         weights = self._weights
         return Query(
             spec=self.spec,
@@ -161,12 +180,7 @@ class History:
             token_id=self._token_id[rows],
             routed=self._experts[rows, : self._layer + 1],
             weights=None if weights is None else weights[rows, : self._layer + 1],
-            past=Past(
-                self._token_id[:end],
-                self._experts[:end],
-                None if weights is None else weights[:end],
-                None if self._residual is None else self._residual[:end],
-            ),
+            past=self.carried,
             seen=np.full(self._now, self._past, dtype=np.int64),
             hidden=self._hidden,
             residual=self._residual[rows, self._layer + 1] if self._entered > self._layer else None,

@@ -98,3 +98,26 @@ def _drawn(logits: Float32, k: int) -> Float32:
         for e in range(E):
             found[n, e] /= total
     return found
+
+
+def used(shares: Float32, k: int) -> Float32:
+    """[E] chance that an expert is used by any of N rows, of shares [N, E] of their routed sets of k, as predicted."""
+    spared = 1 - np.clip(k * shares, 0, 1)
+    chance: Float32 = (1 - spared.prod(axis=0)).astype(np.float32)
+    return chance
+
+
+def used_blindly(rows: int, k: int, experts: int) -> Float32:
+    """[E] the same for so many rows of whose routing nothing is known: all experts alike."""
+    return np.full(experts, 1 - (1 - min(k / experts, 1)) ** rows, dtype=np.float32)
+
+
+def first_come(scores: Float32) -> Float32:
+    """[E] numbers in (0, 1] in the order of the rows' best ranks, for scores [N, E] that are no probabilities: they say
+    which expert first, and nothing of how likely. Ties go to the lower id.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(scores.shape[1])[None], axis=1)
+    worth: Float32 = (1 / (1 + ranks.min(axis=0))).astype(np.float32)
+    return worth

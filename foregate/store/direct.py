@@ -19,6 +19,7 @@ from foregate.store.layout import round_up
 BLOCK = 4096  # bytes: O_DIRECT's offsets, lengths and addresses are multiples of it (512 would do on some devices)
 HUGE = 2 << 20  # bytes of a huge page: one stretch of physical memory, which a disk fills in one transfer
 BOUNCE = 16 << 20  # bytes: measured with 50 MB experts, 1 to 8 MiB reach 1.2-1.7 GB/s, 16 MiB 2.1, 50 MB 2.3
+_OWN = threading.local()  # each thread's bounce buffer, for all files: a checkpoint of many shards has many of these
 
 
 def aligned(nbytes: int) -> Buffer:
@@ -48,7 +49,6 @@ class DirectFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bounce = threading.local()
         try:
             self._fd, self.direct = _open(path)
             self.size = os.fstat(self._fd).st_size
@@ -86,7 +86,7 @@ class DirectFile:
         start, stop = start // BLOCK * BLOCK, round_up(end, BLOCK)
         step = round_up(-(-(stop - start) // -(-(stop - start) // BOUNCE)), BLOCK)  # equal chunks, none a small rest
         for block in range(start, stop, step):
-            chunk = self._bounced()[: min(step, stop - block)]
+            chunk = _bounced()[: min(step, stop - block)]
             self._fill(block, chunk, min(len(chunk), end - block))
             for offset, buffer in pieces:
                 low, high = max(offset, block), min(offset + len(buffer), block + len(chunk))
@@ -99,12 +99,6 @@ class DirectFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _bounced(self) -> Buffer:
-        if not hasattr(self._bounce, "buffer"):
-            self._bounce.buffer = aligned(BOUNCE)
-        buffer: Buffer = self._bounce.buffer
-        return buffer
 
     def _fill(self, offset: int, buffer: Buffer, needed: int) -> None:
         """Read until `needed` bytes are there: a call may return fewer (interrupted calls Python repeats itself)."""
@@ -122,6 +116,13 @@ class DirectFile:
             if got == 0:
                 raise StorageError(f"cannot read {self.path} at byte {offset + done}: nothing comes")
             done += got
+
+
+def _bounced() -> Buffer:
+    if not hasattr(_OWN, "buffer"):
+        _OWN.buffer = aligned(BOUNCE)
+    buffer: Buffer = _OWN.buffer
+    return buffer
 
 
 def _open(path: Path) -> tuple[int, bool]:
