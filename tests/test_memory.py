@@ -16,7 +16,8 @@ from foregate.errors import ChoiceError
 from foregate.memory.eviction import EVICTION
 from foregate.memory.planner import Planner, Transfers, Wave
 from foregate.memory.prefetch import PREFETCH, Budget, Threshold, Top, prefetch
-from foregate.memory.replay import Stream, replay, replay_keys, stream_of, transfers
+from foregate.memory.replay import Stream, replay, stream_of, transfers
+from foregate.memory.single import by_policy, replay_keys
 
 L, E, K = 4, 12, 3
 PROFILE = np.random.default_rng(9).integers(0, 50, (L, E))
@@ -29,7 +30,7 @@ OPTIONS: dict[str, Any] = {
     "read_seconds": 0.01,
     "window_seconds": 0.02,
 }
-SLOTS = (3, 5, 12, 30, 48)
+SLOTS = (3, 5, 12, 30)
 EVERY = list(itertools.product(ONLINE, AHEAD.values()))
 
 
@@ -93,7 +94,7 @@ class Watched:
         return moves
 
 
-def drive(watched: Watched, *, passes: int = 25, seed: int = 0, wide: bool = False) -> Watched:
+def drive(watched: Watched, *, passes: int = 12, seed: int = 0, wide: bool = False) -> Watched:
     """Random routing with favourites; good guesses for the next layer, worse ones for the one after."""
     rng = np.random.default_rng(seed)
     liking = rng.dirichlet(np.full(E, 0.4), L)
@@ -141,7 +142,7 @@ def test_the_same_input_gives_the_same_transfers(eviction: str, ahead: str) -> N
 
 @pytest.mark.parametrize("ahead", AHEAD.values())
 @pytest.mark.parametrize("eviction", ONLINE)
-@pytest.mark.parametrize("slots", [3, 7, 20])
+@pytest.mark.parametrize("slots", [3, 14])
 def test_replay_decides_as_the_planner_does(eviction: str, ahead: str, slots: int) -> None:
     stream, chance = random_stream(seed=slots)
     live = Watched(planner(eviction, ahead, slots))
@@ -160,7 +161,7 @@ def test_replay_decides_as_the_planner_does(eviction: str, ahead: str, slots: in
 
 
 @pytest.mark.parametrize("eviction", ONLINE)
-@pytest.mark.parametrize("slots", [6, 12, 24])
+@pytest.mark.parametrize("slots", [6, 24])
 def test_nobody_beats_belady(eviction: str, slots: int) -> None:
     stream, _ = random_stream(seed=5)
     best = replay(stream, L, E, slots, "belady", top_k=K)
@@ -211,6 +212,27 @@ def test_guesses_hold_what_is_there_and_take_nothing_from_nearer_ones(eviction: 
     assert [w.hit.all() for w in watched.demand(2, [0, 1, 2])] == [True]
 
 
+@pytest.mark.parametrize("eviction", ["arc", "s3fifo"])
+def test_a_remembered_key_that_is_read_ahead_is_remembered_still(eviction: str) -> None:
+    """It goes to those used again: newcomers, of which there are more than slots, do not push it out."""
+    inner = Planner(1, 40, 20, eviction, "top:1", top_k=1)
+
+    def use(expert: int) -> None:
+        inner.begin()
+        inner.demand(0, np.array([expert]))
+
+    for expert in range(21):
+        use(expert)
+    assert inner.slot(0, 0) < 0  # pushed out, but remembered
+    inner.begin()
+    inner.expect(0, np.eye(40)[0])
+    assert inner.speculate(0).key.tolist() == [0]
+    inner.demand(0, np.array([0]))
+    for expert in range(21, 40):
+        use(expert)
+    assert inner.slot(0, 0) >= 0
+
+
 def test_a_profile_keeps_its_most_used_once_they_are_there() -> None:
     top = set(np.argsort(-PROFILE.ravel(), kind="stable")[:12].tolist())
     watched = drive(Watched(planner("static")), passes=60)
@@ -243,6 +265,7 @@ def test_single_keys_hit_as_in_plain_references(slots: int, seed: int) -> None:
     assert replay_keys(keys, 300, slots, "lfu") == lfu_hits(keys, slots)
     assert replay_keys(keys, 300, slots, "belady") == belady_hits(keys, slots)
     assert replay_keys(keys, 300, slots, "sieve") == sieve_hits(keys, slots)
+    assert by_policy(keys, 300, slots, "belady") == belady_hits(keys, slots)
     for eviction in ("arc", "s3fifo", "lfu-decay"):
         assert replay_keys(keys, 300, slots, eviction) <= belady_hits(keys, slots)
 
@@ -318,7 +341,7 @@ def test_bad_input_gets_a_sentence(given: dict[str, Any], sentence: str) -> None
 def random_stream(seed: int) -> tuple[Stream, Any]:
     """Decoding and prefills of a few sequences, and middling chances for each set."""
     rng = np.random.default_rng(seed)
-    T = 90
+    T = 50
     step = np.cumsum(rng.random(T) < 0.7)
     sequence = np.searchsorted(np.unique(step), step) // 20
     liking = rng.dirichlet(np.full(E, 0.4), L) + 0.01

@@ -5,18 +5,54 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 
-from foregate.arrays import Bool, Int32, Int64
+from foregate.arrays import Bool, Float32, Int32, Int64
 from foregate.errors import ChoiceError, SourceError, StorageError
+from foregate.memory import habits as compiled_habits
+from foregate.memory import predicted
 from foregate.memory.experience import KEPT, load, save, watch
-from foregate.memory.habits import FEATURES, NEXT, OCCASIONS, describe, make_habits, remember
+from foregate.memory.habits import FEATURES, NEXT, OCCASIONS, Habits, make_habits
 from foregate.memory.network import HIDDEN, weights
 from foregate.memory.planner import Planner
-from foregate.memory.predicted import Forecast, Predicted, expect, make_forecast, observe, restart, victims
+from foregate.memory.predicted import Forecast, Predicted, make_forecast
 from foregate.memory.replay import replay, stream_of
 
 L, E, K = 3, 16, 2
 SLOTS = 12  # of 48 experts; a pass needs 6
+
+
+# Only compiled code calls these functions.
+@njit
+def observe(forecast: Forecast, layer: int, experts: Int32) -> None:
+    predicted.observe(forecast, layer, experts)
+
+
+@njit
+def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
+    predicted.expect(forecast, layer, chance)
+
+
+@njit
+def restart(forecast: Forecast) -> None:
+    predicted.restart(forecast)
+
+
+@njit
+def victims(  # noqa: PLR0917
+    forecast: Forecast, layer: int, key_of: Int32, lock: Int64, floor: int, chosen: Int32
+) -> None:
+    predicted.victims(forecast, layer, key_of, lock, floor, chosen)
+
+
+@njit
+def remember(habits: Habits, layer: int, experts: Int32) -> None:
+    compiled_habits.remember(habits, layer, experts)
+
+
+@njit
+def describe(habits: Habits, layer: int, experts: Int32, into: Float32) -> None:
+    compiled_habits.describe(habits, layer, experts, into)
 
 
 def routing(tokens: int, seed: int) -> Int32:

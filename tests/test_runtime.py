@@ -1,5 +1,6 @@
 """The engine at work: whatever way of generating, several times, with errors, and what it says of itself adds up."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from foregate.predictors.base import Predictor  # noqa: E402
 from foregate.predictors.chances import first_come, used, used_blindly  # noqa: E402
 from foregate.predictors.storage import save  # noqa: E402
 from foregate.runtime.engine import Engine  # noqa: E402
+from foregate.runtime.loading import load_hollow  # noqa: E402
 from foregate.runtime.wish import Wish  # noqa: E402
 from foregate.store.checkpoint import CheckpointStore  # noqa: E402
 from foregate.store.packing import pack, plan  # noqa: E402
@@ -368,6 +370,138 @@ def test_closing_ends_the_threads(pair: Pair) -> None:
     assert readers() == 0
 
 
+class Slow:
+    """A store on a slow disk."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def read_into(self, layer: int, expert: int, buffer: Any) -> int:
+        time.sleep(2e-3)
+        return self._store.read_into(layer, expert, buffer)
+
+
+@pytest.mark.parametrize("place", ["demand", "issue", "wait", "_submit", "_forget", "passed"])
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_an_interruption_leaves_no_expert_in_anothers_place(
+    pair: Pair, place: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(pair.whole.generate)
+    store: Any = Slow(CheckpointStore(pair.folder))
+    with Engine(pair.hollow, store, 4, wish=Wish.of("multi-layer,top:2,distance=2")) as engine:
+        left, whole = after, getattr(engine._fetch, place)
+
+        def broken(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return whole(*args, **options)
+
+        monkeypatch.setattr(engine._fetch, place, broken)
+        with pytest.raises(KeyboardInterrupt):
+            written(engine.generate)
+        assert same(written(engine.generate), expected)
+        assert_adds_up(engine)
+    assert readers() == 0
+
+
+def assert_adds_up(engine: Engine) -> None:
+    """Every use and every guess is counted once."""
+    counts = engine.stats()
+    assert counts["demanded"] == counts["resident"] + counts["in_time"] + counts["late"] + counts["missed"]
+    waiting = sum(engine._fetch._guess)
+    assert counts["guessed"] == counts["used"] + counts["wasted"] + counts["dropped"] + waiting
+
+
+@pytest.mark.parametrize("prefetch", ["multi-layer,top:2,distance=2", "previous,top:3,distance=2"])
+@pytest.mark.parametrize("slots", [5, 7])
+def test_a_guess_is_used_wasted_dropped_or_waits(pair: Pair, slots: int, prefetch: str) -> None:
+    store: Any = Slow(CheckpointStore(pair.folder))  # slow, so that guesses are dropped
+    with Engine(pair.hollow, store, slots, wish=Wish.of(prefetch), threads=1) as engine:
+        written(engine.generate, max_new_tokens=16)
+        assert engine.stats()["dropped"] > 0
+        assert_adds_up(engine)
+
+
+def test_threads_that_share_an_engine_take_turns(pair: Pair) -> None:
+    expected, found = written(pair.whole.generate), []
+    with pair.engine(4, "multi-layer,top:2") as engine:
+        threads = [threading.Thread(target=lambda: found.append(written(engine.generate))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 3
+    assert all(same(one, expected) for one in found)
+
+
+def test_an_engine_that_nobody_holds_ends_its_threads(pair: Pair) -> None:
+    before, files = readers(), len(list(Path("/proc/self/fd").iterdir()))
+    engine = Engine(load_hollow(str(pair.folder)), CheckpointStore(pair.folder), 4)
+    written(engine.generate)
+    del engine
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while readers() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert readers() == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files
+
+
+def test_a_closed_engine_says_so(pair: Pair) -> None:
+    engine = pair.engine(4)
+    engine.close()
+    for use in (lambda: engine.generate(ONE_PROMPT), lambda: engine.model(ONE_PROMPT)):
+        with pytest.raises(ChoiceError, match="closed"):
+            use()
+
+
+def test_nothing_is_differentiated_through_slots(pair: Pair) -> None:
+    with pair.engine(4) as engine:
+        output = engine.model(ONE_PROMPT, labels=ONE_PROMPT)
+        assert torch.equal(output.logits, pair.whole(ONE_PROMPT).logits)
+        with pytest.raises(ModelError, match="no gradients"):
+            output.loss.backward()
+
+
+@pytest.mark.parametrize("wish", ["multi-layer,top:2", "next-gate:state=residual,top:2"])
+def test_a_part_by_itself_asks_no_predictor(pair: Pair, wish: str) -> None:
+    with pair.engine(4, wish) as engine, torch.no_grad():
+        for _ in range(2):
+            engine.model.model(ONE_PROMPT)
+            assert same(written(engine.generate), written(pair.whole.generate))
+
+
+def test_padding_is_no_token_whatever_the_mask(pair: Pair) -> None:
+    traces = []
+    with pair.engine(5) as engine:
+        for way in ({}, WAYS["static cache"]):
+            written(engine.generate, eos_token_id=None, **way)
+            traces.append(engine.record())
+    assert traces[0].token_id.tolist() == traces[1].token_id.tolist()
+
+
+def test_a_predictor_that_answers_no_numbers_is_named(pair: Pair) -> None:
+    with pair.engine(6, "multi-layer,top:2") as engine:
+        engine._forecast._predictor.predict = lambda query: np.full((query.rows, 8), np.nan, np.float32)
+        with pytest.raises(ChoiceError, match="not finite"):
+            written(engine.generate)
+
+
+def test_a_predictor_file_of_another_model_or_a_shorter_horizon_is_refused(pair: Pair, tmp_path: Path) -> None:
+    other = Pair.of("mixtral", tmp_path / "other", model=tiny_models.mixtral(num_local_experts=4))
+    for source, wish, says in ((other, "top:2", "another model"), (pair, "top:2,distance=2", "distance=1")):
+        with source.engine() as engine:
+            written(engine.generate, max_new_tokens=10)
+            save(PREDICTORS["cooccur"]().fit(engine.record()), tmp_path / "pairs.npz")  # its file names no model
+        with pytest.raises(ChoiceError, match=says):
+            pair.engine(6, f"{tmp_path}/pairs.npz,{wish}")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -451,8 +585,6 @@ def test_with_everything_resident_it_costs_little(pair: Pair) -> None:
 @pytest.mark.parametrize("host_slots", [0, 8])
 @pytest.mark.parametrize("prefetch", [None, "multi-layer,top:2"])
 def test_on_a_device_it_writes_what_the_whole_model_writes(pair: Pair, host_slots: int, prefetch: str | None) -> None:
-    from foregate.runtime.loading import load_hollow
-
     whole = pair.whole.to("cuda")
     try:
         hollow = load_hollow(str(pair.folder), device="cuda")

@@ -11,7 +11,7 @@ import pytest
 import foregate
 
 ROOT = Path(foregate.__file__).parent
-LEAVES = {"arrays", "errors", "spec", "components", "cooccurrence", "reuse"}
+LEAVES = {"arrays", "errors", "spec", "components", "cooccurrence", "reuse", "sizes"}
 # Each layer may import itself and those below it.
 ORDER = [
     LEAVES,

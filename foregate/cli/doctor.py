@@ -89,7 +89,7 @@ def _state(library: Library) -> tuple[str, str]:
 
 
 def _machine(found: Checkup) -> Iterator[Row]:
-    from foregate.runtime.sizes import size_text
+    from foregate.sizes import size_text
 
     def text(size: int | None) -> str:
         return "unknown" if size is None else size_text(size)
@@ -105,7 +105,7 @@ def _machine(found: Checkup) -> Iterator[Row]:
 
 
 def _disk(disk: Disk) -> Iterator[Row]:
-    from foregate.runtime.sizes import size_text
+    from foregate.sizes import size_text
 
     device = " ".join(filter(None, (disk.file_system, f"on {disk.device}" if disk.device else None)))
     yield disk.what, disk.folder, ""

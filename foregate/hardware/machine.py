@@ -103,7 +103,7 @@ def _cpu() -> str:
 def _torch() -> dict[str, Any]:
     try:
         import torch
-    except ModuleNotFoundError:
+    except (ImportError, OSError):  # it is not there, or one of its own libraries is broken
         return {}
     facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():

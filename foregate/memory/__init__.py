@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+HERE = Path(__file__).parent
 
-def _forget_old_code() -> None:
-    """Drop cached machine code that is older than any file of this package.
 
-    Its compiled functions call each other across files, and numba asks only the outermost function's file for its age.
+def forget_old_code(folder: Path) -> None:
+    """Drop a package's cached machine code that is older than any of its files, or of this package's.
+
+    Compiled functions hold the code of all that they call, and numba asks only the outermost one's file for its age.
     """
-    folder = Path(__file__).parent
-    newest = max(file.stat().st_mtime for file in folder.glob("*.py"))
+    newest = max(file.stat().st_mtime for place in (HERE, folder) for file in place.glob("*.py"))
     for index in (folder / "__pycache__").glob("*.nbi"):
         try:
             if index.stat().st_mtime < newest:
@@ -18,4 +19,4 @@ def _forget_old_code() -> None:
             continue
 
 
-_forget_old_code()
+forget_old_code(HERE)

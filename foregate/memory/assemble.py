@@ -31,7 +31,7 @@ def assemble(
     expert_bytes: int | None = None,
     read_seconds: float | None = None,
     window_seconds: float | None = None,
-) -> tuple[State, Forecast]:
+) -> tuple[State, Forecast | None]:
     """Empty slots and their policies; the arguments are `Planner`'s.
 
     Raises: ChoiceError.
@@ -53,7 +53,7 @@ def assemble(
     if isinstance(evict, Fading):
         state.dials[RATE] = evict.half_life
     if isinstance(evict, Static):
-        state.heap.rank[:, SCORE] = _profile(profile, num_layers, num_experts)
+        state.rank[:, SCORE] = _profile(profile, num_layers, num_experts)
     if isinstance(ahead, Top):
         state.dials[AMOUNT] = ahead.n
     if isinstance(ahead, Threshold):
@@ -63,7 +63,7 @@ def assemble(
         state.dials[AMOUNT] = ahead.limit // size
         state.dials[READ_SECONDS] = _positive("read_seconds", read_seconds, "the time to read one expert")
         state.dials[WINDOW_SECONDS] = _positive("window_seconds", window_seconds, "the time a layer takes")
-    return state, make_forecast(num_layers, num_experts, predicted)
+    return state, make_forecast(num_layers, num_experts, predicted) if predicted else None
 
 
 def _profile(profile: Int | None, num_layers: int, num_experts: int) -> Any:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
-from numba import njit
 
+from foregate.arrays import Float64, Int32, Int64
 from foregate.components import build
 from foregate.errors import ChoiceError
-from foregate.memory import arc, heap, predicted, s3fifo, sieve
+from foregate.memory import arc, heap, s3fifo, sieve
+from foregate.memory.compiled import inner, pasted
 from foregate.memory.interface import ARC, BELADY, LFU, LFU_DECAY, LRU, PREDICTED, S3FIFO, SIEVE, STATIC, Eviction
-from foregate.memory.lists import drop, newer, oldest, push, renew
-from foregate.memory.predicted import Forecast, Predicted
-from foregate.memory.state import FLOOR, LAYER, POLICY, RATE, TICK, VICTIM, YOUNG, State
+from foregate.memory.lists import NEWER, drop, oldest, push, renew
+from foregate.memory.predicted import Predicted
+from foregate.memory.state import FLOOR, MARK, POLICY, RATE, TICK, VICTIM, YOUNG, State
 
 
 @final
@@ -114,93 +115,88 @@ def eviction(text: str) -> Eviction:
     return build(EVICTION, text)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def touch(state: State, key: int, next_use: int) -> None:
+@pasted
+def touch(state: State, policy: int, key: int, next_use: int) -> None:
     """A key that the policy holds is used; `next_use` counts only for belady, larger = later."""
-    policy = state.now[POLICY]
-    state.now[TICK] += 1
     if policy == LRU:
-        renew(state.lists, key)
-    elif policy in (LFU, LFU_DECAY, BELADY):
-        _score(state, policy, key, next_use)
-        if policy == BELADY:
-            heap.moved_down(state.heap, key)
-        else:
-            heap.moved_up(state.heap, key)
-    elif policy == SIEVE:
-        state.mark[key] = 1
+        renew(state.keys, key)
     elif policy == S3FIFO:
-        s3fifo.touch(state, key)
+        s3fifo.touch(state.keys, key)
+    elif policy == SIEVE:
+        state.keys[key, MARK] = 1
     elif policy == ARC:
-        arc.touch(state, key)
+        arc.touch(state.keys, key)
+    elif policy != PREDICTED:
+        _score(state.rank, state.now, state.dials, key, next_use)
+        heap.moved(state.order, state.rank, key)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def admit(state: State, key: int, next_use: int) -> None:
+@pasted
+def admit(state: State, policy: int, key: int, next_use: int) -> None:
     """A key is handed to the policy: read on demand, or a guess at its first use."""
-    policy = state.now[POLICY]
-    state.now[TICK] += 1
-    if policy == LRU:
-        push(state.lists, YOUNG, key)
-    elif policy in (LFU, LFU_DECAY, BELADY, STATIC):
-        if policy == LFU:
-            state.heap.rank[key, heap.SCORE] = 0
-        _score(state, policy, key, next_use)
-        heap.enter(state.heap, key)
-    elif policy == SIEVE:
-        state.mark[key] = 0
-        push(state.lists, YOUNG, key)
+    if policy in (LRU, SIEVE):
+        state.keys[key, MARK] = 0
+        push(state.keys, YOUNG, key)
     elif policy == S3FIFO:
-        s3fifo.admit(state, key)
+        s3fifo.admit(state.keys, key)
     elif policy == ARC:
-        arc.admit(state, key)
+        arc.admit(state.keys, len(state.key_of), key)
+    elif policy != PREDICTED:
+        if policy == LFU:
+            state.rank[key, heap.SCORE] = 0
+        _score(state.rank, state.now, state.dials, key, next_use)
+        heap.enter(state.order, state.rank, key)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def victim(state: State, wanted: int, place: int) -> int:
+@pasted
+def victim(state: State, policy: int, wanted: int, place: int) -> int:
     """The key that leaves for `wanted` (-1 = for a guess), no longer held by the policy. One that is not locked exists.
 
-    `predicted` has been asked for all of a wave's victims at once (`foresee`); `place` says which of them this is.
+    `predicted` has been asked for all of a wave's victims at once; `place` says which of them this is.
     """
-    policy = state.now[POLICY]
+    floor = state.now[FLOOR]
     if policy == LRU:
-        key = oldest(state.lists, YOUNG)
-        while state.lock[key] >= state.now[FLOOR]:
-            key = newer(state.lists, key)
-        drop(state.lists, key)
-        return key  # type: ignore[no-any-return]
-    if policy == SIEVE:
-        return sieve.victim(state)  # type: ignore[no-any-return]
-    if policy == S3FIFO:
-        return s3fifo.victim(state)  # type: ignore[no-any-return]
-    if policy == ARC:
-        return arc.victim(state, wanted)  # type: ignore[no-any-return]
-    if policy == PREDICTED:
-        return state.key_of[state.desk[VICTIM, place]]  # type: ignore[no-any-return]
-    key = heap.lowest(state.heap, state.lock, state.now[FLOOR])
-    heap.leave(state.heap, key)
-    return key  # type: ignore[no-any-return]
+        key = longest_unused(state.keys, state.lock, floor)
+    elif policy == PREDICTED:
+        key = int(state.key_of[state.desk[VICTIM, place]])
+    elif policy == SIEVE:
+        key = sieve.victim(state.keys, state.lock, state.now)
+    elif policy == S3FIFO:
+        key = s3fifo.victim(state.keys, state.lock, floor, len(state.key_of))
+    elif policy == ARC:
+        key = arc.victim(state.keys, state.lock, floor, state.dials, len(state.key_of), wanted)
+    else:
+        key = heap.lowest(state.order, state.rank, state.lock, floor)
+        heap.leave(state.order, state.rank, key)
+    return key
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def foresee(state: State, forecast: Forecast, count: int) -> None:
-    """The policy will be asked for the next `count` victims; no slot is free or a stale guess's."""
-    if state.now[POLICY] == PREDICTED:
-        chosen = state.desk[VICTIM, :count]
-        predicted.victims(forecast, state.now[LAYER], state.key_of, state.lock, state.now[FLOOR], chosen)
+@inner
+def longest_unused(keys: Int32, lock: Int64, floor: int) -> int:
+    """The oldest key that is not locked leaves the queue."""
+    key = oldest(keys, YOUNG)
+    while lock[key] >= floor:
+        key = keys[key, NEWER]
+    drop(keys, key)
+    return key
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _score(state: State, policy: int, key: int, next_use: int) -> None:
-    rank, tick = state.heap.rank, state.now[TICK]
-    rank[key, heap.STAMP] = tick
+@inner
+def _score(rank: Float64, now: Int64, dials: Float64, key: int, next_use: int) -> None:
+    policy = now[POLICY]
+    now[TICK] += 1
+    if policy == STATIC:  # its score is the profile's
+        if rank[key, heap.PLACE] < 0:
+            rank[key, heap.STAMP] = now[TICK]
+        return
+    rank[key, heap.STAMP] = now[TICK]
     if policy == LFU:
         rank[key, heap.SCORE] += 1
     elif policy == BELADY:
         rank[key, heap.SCORE] = -next_use
     elif policy == LFU_DECAY:
         # The logarithm of all faded uses, as if seen from tick 0: it only changes when the key is used.
-        at = tick / state.dials[RATE]
+        at = now[TICK] / dials[RATE]
         before = rank[key, heap.SCORE]
         gained = np.log2(1 + 2.0 ** -abs(before - at)) if before > 0 else 0.0
         rank[key, heap.SCORE] = max(before, at) + gained

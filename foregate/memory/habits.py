@@ -7,9 +7,9 @@ Memory: 16 bytes * E^2 a layer (Mixtral 33 kB in all, DeepSeek-V2-Lite 1.7 MB, a
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Float32, Int, Int32
+from foregate.memory.compiled import inner, pasted
 
 HALF_LIVES = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0)
 """In passes, of the moving averages of use."""
@@ -97,7 +97,7 @@ def make_habits(num_layers: int, num_experts: int) -> Habits:
     )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def forget_sequence(habits: Habits) -> None:
     """What comes next follows from nothing that came before; how often experts were used stays of interest."""
     habits.own[:] = 0
@@ -105,7 +105,7 @@ def forget_sequence(habits: Habits) -> None:
     habits.sizes[:] = 0
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@pasted
 def remember(habits: Habits, layer: int, experts: Int) -> None:
     """`layer` routed to `experts` [m] in the pass that runs."""
     # Arrays are handed on whole: making a view costs compiled code more than what it computes on 64 numbers.
@@ -121,7 +121,7 @@ def remember(habits: Habits, layer: int, experts: Int) -> None:
     _average(habits.average, habits.keep, layer, used)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _shift(sets: Int32, sizes: Int32, layer: int, experts: Int) -> None:
     """The last set becomes the one before."""
     E, m = sets.shape[2], len(experts)
@@ -134,7 +134,7 @@ def _shift(sets: Int32, sizes: Int32, layer: int, experts: Int) -> None:
         sets[layer, 0, i] = experts[i]
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _count(
     uses: tuple[Float32, Float32, Float32], passes: tuple[Float32, Float32, Float32], layer: int, used: Float32
 ) -> None:
@@ -144,10 +144,12 @@ def _count(
     if turns[layer] >= MEMORY:
         turns[layer] /= 2
         total[layer] /= 2
-        ever[layer] /= 2
+        for e in range(len(used)):
+            ever[layer, e] /= 2
     if age[layer] >= SEQUENCE:
         age[layer] /= 2
-        own[layer] /= 2
+        for e in range(len(used)):
+            own[layer, e] /= 2
     turns[layer] += ONE
     age[layer] += ONE
     for e in range(len(used)):
@@ -157,7 +159,7 @@ def _count(
         since[layer, e] = later * (ONE - used[e])
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _average(average: Float32, keep: Float32, layer: int, used: Float32) -> None:
     """The layer's moving averages [7, E], a pass later."""
     for fading in range(FADING):
@@ -165,7 +167,7 @@ def _average(average: Float32, keep: Float32, layer: int, used: Float32) -> None
             average[layer, fading, e] = keep[fading] * average[layer, fading, e] + (ONE - keep[fading]) * used[e]
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _follow(tables: tuple[Float32, Float32, Float32], before: tuple[Int32, Int32], layer: int, used: Float32) -> None:
     """One more occasion for each member of the last two sets: it was followed by those that are `used`."""
     asked, follows, lately = tables
@@ -175,14 +177,15 @@ def _follow(tables: tuple[Float32, Float32, Float32], before: tuple[Int32, Int32
             p = sets[layer, back, i]
             if asked[layer, back, p] >= OCCASIONS:
                 asked[layer, back, p] /= 2
-                follows[layer, back, p] /= 2
+                for e in range(len(used)):
+                    follows[layer, back, p, e] /= 2
             asked[layer, back, p] += ONE
             for e in range(len(used)):
                 follows[layer, back, p, e] += used[e]
                 lately[layer, back, p, e] = LATELY * lately[layer, back, p, e] + (ONE - LATELY) * used[e]
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@pasted
 def describe(habits: Habits, layer: int, experts: Int, into: Float32) -> None:
     """Write what is known of each expert's next use [FEATURES, E] once `layer` routed to `experts` (see `remember`)."""
     E = into.shape[1]
@@ -207,7 +210,7 @@ def describe(habits: Habits, layer: int, experts: Int, into: Float32) -> None:
     _logarithm(into)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@inner
 def _followers(
     tables: tuple[Float32, Float32, Float32],
     place: tuple[int, int],
@@ -241,7 +244,7 @@ def _followers(
             into[late, e] += lately[layer, back, p, e] / m
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def _logarithm(values: Float32) -> None:
     """Replace positive numbers by their log2, straight lines between powers of two: good to 0.09.
 

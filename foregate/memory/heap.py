@@ -1,89 +1,76 @@
-"""An indexed heap of keys, lowest score first, ties by the older stamp. No policy here."""
+"""An indexed heap of keys, lowest rank first. No policy here.
 
-from typing import NamedTuple
+order  Int32[C + 1]   keys in heap order; the last place says how many
+rank   Float64[K, 3]  score, and the stamp that breaks ties: the lower leaves first. Kept for keys outside of the heap
+                      too. The third column is where in `order` a key is, -1 = not in the heap
+"""
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Float64, Int32, Int64
+from foregate.memory.compiled import inner
 
-SCORE, STAMP = range(2)
+SCORE, STAMP, PLACE = range(3)
 """Columns of `rank`."""
 
 
-class Heap(NamedTuple):
-    """A binary heap over keys 0..K-1.
-
-    order  [C + 1]  keys in heap order; the last place says how many
-    place  [K]      where in `order` a key is, -1 = not in the heap
-    rank   [K, 2]   score, and the stamp that breaks ties: the lower leaves first. Kept for keys outside of the heap too
-    """
-
-    order: Int32
-    place: Int32
-    rank: Float64
+def make_order(slots: int) -> Int32:
+    """An empty heap."""
+    return np.zeros(slots + 1, np.int32)
 
 
-def make_heap(keys: int, slots: int) -> Heap:
-    """An empty heap; all scores are 0."""
-    order = np.zeros(slots + 1, dtype=np.int32)
-    return Heap(order, np.full(keys, -1, dtype=np.int32), np.zeros((keys, 2), dtype=np.float64))
+def make_rank(keys: int) -> Float64:
+    """All scores are 0, no key is in the heap."""
+    rank = np.zeros((keys, 3), np.float64)
+    rank[:, PLACE] = -1
+    return rank
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def enter(heap: Heap, key: int) -> None:
+@inner
+def enter(order: Int32, rank: Float64, key: int) -> None:
     """Put a key in, by the score and stamp it has."""
-    at = heap.order[-1]
-    heap.order[-1] = at + 1
-    heap.order[at] = key
-    heap.place[key] = at
-    _rise(heap, at)
+    at = order[-1]
+    order[-1] = at + 1
+    order[at] = key
+    _rise(order, rank, at)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def leave(heap: Heap, key: int) -> None:
+@inner
+def leave(order: Int32, rank: Float64, key: int) -> None:
     """Take a key out."""
-    at = heap.place[key]
-    last = heap.order[-1] - 1
-    heap.order[-1] = last
-    heap.place[key] = -1
+    at = int(rank[key, PLACE])
+    last = order[-1] - 1
+    order[-1] = last
+    rank[key, PLACE] = -1
     if at != last:
-        moved = heap.order[last]
-        heap.order[at] = moved
-        heap.place[moved] = at
-        _rise(heap, at)
-        _sink(heap, heap.place[moved])
+        other = order[last]
+        order[at] = other
+        rank[other, PLACE] = at
+        moved(order, rank, other)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def moved_up(heap: Heap, key: int) -> None:
-    """A key's score has risen (or its stamp): it leaves later."""
-    _sink(heap, heap.place[key])
+@inner
+def moved(order: Int32, rank: Float64, key: int) -> None:
+    """A key's rank has changed."""
+    at = int(rank[key, PLACE])
+    if at > 0 and _before(rank, np.uint32(key), np.uint32(order[(at - 1) >> 1])):
+        _rise(order, rank, at)
+    else:
+        _sink(order, rank, at)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def moved_down(heap: Heap, key: int) -> None:
-    """A key's score has fallen: it leaves earlier."""
-    _rise(heap, heap.place[key])
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def lowest(heap: Heap, lock: Int64, floor: int) -> int:
+@inner
+def lowest(order: Int32, rank: Float64, lock: Int64, floor: int) -> int:
     """The first key to leave among those with lock < floor, -1 = there is none. It stays in the heap.
 
     Below a key that may leave all others leave later, so only branches under locked keys are searched.
     """
-    top = heap.order[0]
-    if lock[top] < floor:
-        return top  # type: ignore[no-any-return]
-    best = -1
-    at = 0
-    size = heap.order[-1]
+    size, best, at = order[-1], -1, 0
     # Pre-order walk without a stack: down while locked, else on to the next branch on the right.
     while True:
-        key = heap.order[at]
+        key = order[at]
         if lock[key] < floor:
-            if best < 0 or _before(heap, key, best):
+            if best < 0 or _before(rank, np.uint32(key), np.uint32(best)):
                 best = key
         elif 2 * at + 1 < size:
             at = 2 * at + 1
@@ -95,44 +82,43 @@ def lowest(heap: Heap, lock: Int64, floor: int) -> int:
         at += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _before(heap: Heap, a: int, b: int) -> bool:
-    rank = heap.rank
+@inner
+def _before(rank: Float64, a: np.uint32, b: np.uint32) -> bool:
     return rank[a, SCORE] < rank[b, SCORE] or (rank[a, SCORE] == rank[b, SCORE] and rank[a, STAMP] < rank[b, STAMP])  # type: ignore[no-any-return]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _rise(heap: Heap, at: int) -> None:
-    order, place = heap.order, heap.place
-    key = order[at]
-    while at > 0:
-        above = (at - 1) >> 1
-        other = order[above]
-        if not _before(heap, key, other):
+@inner
+def _rise(order: Int32, rank: Float64, at: int) -> None:
+    place, key = np.uint32(at), np.uint32(order[at])  # signed indices might count from the end: that is asked each time
+    score, stamp = rank[key, SCORE], rank[key, STAMP]
+    while place > 0:
+        above = np.uint32((place - np.uint32(1)) >> np.uint32(1))
+        other = np.uint32(order[above])
+        if rank[other, SCORE] < score or (rank[other, SCORE] == score and rank[other, STAMP] <= stamp):
             break
-        order[at] = other
-        place[other] = at
-        at = above
-    order[at] = key
-    place[key] = at
+        order[place] = other
+        rank[other, PLACE] = place
+        place = above
+    order[place] = key
+    rank[key, PLACE] = place
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _sink(heap: Heap, at: int) -> None:
-    order, place, size = heap.order, heap.place, heap.order[-1]
-    key = order[at]
+@inner
+def _sink(order: Int32, rank: Float64, at: int) -> None:
+    place, key, size = np.uint32(at), np.uint32(order[at]), np.uint32(order[-1])
+    score, stamp = rank[key, SCORE], rank[key, STAMP]
     while True:
-        below = 2 * at + 1
+        below = np.uint32(place + place + np.uint32(1))
         if below >= size:
             break
-        other = order[below]
-        if below + 1 < size and _before(heap, order[below + 1], other):
-            below += 1
-            other = order[below]
-        if not _before(heap, other, key):
+        other = np.uint32(order[below])
+        right = np.uint32(below + np.uint32(1))
+        if right < size and _before(rank, np.uint32(order[right]), other):
+            below, other = right, np.uint32(order[right])
+        if score < rank[other, SCORE] or (score == rank[other, SCORE] and stamp <= rank[other, STAMP]):
             break
-        order[at] = other
-        place[other] = at
-        at = below
-    order[at] = key
-    place[key] = at
+        order[place] = other
+        rank[other, PLACE] = place
+        place = below
+    order[place] = key
+    rank[key, PLACE] = place

@@ -1,96 +1,86 @@
-"""Doubly linked lists of keys in one array: queues from newest to oldest that cost the same at any length.
+"""Doubly linked lists of keys in one table: queues from newest to oldest that cost the same at any length.
 
 A key is in one list at most. No policy here.
 """
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Int32
+from foregate.memory.compiled import inner
 
 LISTS = 5
 NEWER, OLDER, HOME = range(3)
-"""Columns: a key's newer and older neighbour, and the list it is in (-1 = none).
+"""Columns: a key's newer and older neighbour, and the list it is in (-1 = none). A table may have more.
 
 The last LISTS rows are the heads of the lists, newer than their newest and older than their oldest key; their third
 column is how many keys the list holds.
 """
 
 
-def make_lists(keys: int) -> Int32:
-    """Empty lists over keys 0..K-1, [K + LISTS, 3]."""
-    lists = np.repeat(np.arange(keys + LISTS, dtype=np.int32)[:, None], 3, axis=1).copy()
-    lists[:keys, HOME] = -1
-    lists[keys:, HOME] = 0
-    return lists
+def make_lists(keys: int, columns: int = 3) -> Int32:
+    """Empty lists over keys 0..K-1, [K + LISTS, columns]; what the lists do not use is 0."""
+    table = np.zeros((keys + LISTS, columns), np.int32)
+    table[:, [NEWER, OLDER]] = np.arange(keys + LISTS)[:, None]
+    table[:keys, HOME] = -1
+    return table
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def size(lists: Int32, which: int) -> int:
     """How many keys a list holds."""
     return lists[len(lists) - LISTS + which, HOME]  # type: ignore[no-any-return]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def home(lists: Int32, key: int) -> int:
-    """The list a key is in, -1 = none."""
-    return lists[key, HOME]  # type: ignore[no-any-return]
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def oldest(lists: Int32, which: int) -> int:
     """The oldest key of a list; not a key (see `is_key`) where it is empty."""
-    return lists[len(lists) - LISTS + which, NEWER]  # type: ignore[no-any-return]
+    return int(lists[len(lists) - LISTS + which, NEWER])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def newer(lists: Int32, key: int) -> int:
-    """The next newer key of the same list; not a key after the newest."""
-    return lists[key, NEWER]  # type: ignore[no-any-return]
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def is_key(lists: Int32, node: int) -> bool:
     """Whether a neighbour is a key, or the head of its list."""
     return node < len(lists) - LISTS
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def push(lists: Int32, which: int, key: int) -> None:
     """Enter a key that is in no list, as the newest."""
-    head = len(lists) - LISTS + which
-    _link(lists, head, key)
-    lists[key, HOME] = which
+    head = np.uint32(len(lists) - LISTS + which)
+    _link(lists, head, np.uint32(key))
+    lists[np.uint32(key), HOME] = which
     lists[head, HOME] += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def drop(lists: Int32, key: int) -> None:
     """Take a key out of its list."""
-    _unlink(lists, key)
-    lists[len(lists) - LISTS + lists[key, HOME], HOME] -= 1
-    lists[key, HOME] = -1
+    node = np.uint32(key)
+    _unlink(lists, node)
+    lists[len(lists) - LISTS + lists[node, HOME], HOME] -= 1
+    lists[node, HOME] = -1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def renew(lists: Int32, key: int) -> None:
     """Make a key the newest of its list."""
-    _unlink(lists, key)
-    _link(lists, len(lists) - LISTS + lists[key, HOME], key)
+    node = np.uint32(key)
+    _unlink(lists, node)
+    _link(lists, np.uint32(len(lists) - LISTS + lists[node, HOME]), node)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _link(lists: Int32, head: int, key: int) -> None:
-    first = lists[head, OLDER]
+@inner
+def _link(lists: Int32, head: np.uint32, key: np.uint32) -> None:
+    first = np.uint32(lists[head, OLDER])  # compiled code asks of every signed index whether it counts from the end
     lists[key, NEWER] = head
     lists[key, OLDER] = first
     lists[first, NEWER] = key
     lists[head, OLDER] = key
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _unlink(lists: Int32, key: int) -> None:
-    before = lists[key, NEWER]
-    after = lists[key, OLDER]
+@inner
+def _unlink(lists: Int32, key: np.uint32) -> None:
+    before = np.uint32(lists[key, NEWER])
+    after = np.uint32(lists[key, OLDER])
     lists[before, OLDER] = after
     lists[after, NEWER] = before

@@ -125,33 +125,35 @@ class Planner:
         """The running layer needs these experts [m], each named once; or the `rest` of its last wave."""
         state = self._state
         assert 0 <= layer < self.num_layers, f"layer {layer} of {self.num_layers}"
-        ids = np.asarray(experts).astype(np.int32)
+        ids = np.ascontiguousarray(experts, np.int32)
         if state.now[WAITING] > 0:
             assert layer == state.now[LAYER], f"layer {layer} was demanded while layer {state.now[LAYER]} waits"
             assert len(ids) == state.now[WAITING], "the rest was demanded in part"
         else:
             assert layer > state.now[LAYER], f"layer {layer} was demanded after layer {state.now[LAYER]}"
         served, reads = core.demand(state, self._forecast, layer, ids, NO_FUTURE)
-        desk = state.desk
+        desk = state.desk[:, : len(ids)].copy()
         return Wave(
-            desk[EXPERT, :served].copy(),
-            desk[SLOT, :served].copy(),
-            desk[HIT, :served].astype(np.bool_),
-            desk[GUESSED, :served].astype(np.bool_),
-            self._transfers(reads, False, layer),
-            desk[REST, : len(ids) - served].copy(),
+            desk[EXPERT, :served],
+            desk[SLOT, :served],
+            desk[HIT, :served] > 0,
+            desk[GUESSED, :served] > 0,
+            Transfers(desk[KEY_IN, :reads], desk[SLOT_IN, :reads], desk[EVICTED, :reads], False, layer),
+            desk[REST, : len(ids) - served],
         )
 
     def expect(self, layer: int, chance: Float) -> None:
         """The probability [E] that each expert is used when `layer` runs next; kept until it has been demanded."""
         assert len(chance) == self.num_experts, f"{len(chance)} chances for {self.num_experts} experts"
-        core.expect(self._state, self._forecast, layer, np.asarray(chance, dtype=np.float32))
+        core.expect(self._state, self._forecast, layer, np.ascontiguousarray(chance, np.float32))
 
     def speculate(self, layer: int) -> Transfers:
         """Reads ahead for `layer`'s next run, from what `expect` said. Call it for the nearest layer first: where slots
         are short, guesses that come later are refused.
         """
-        return self._transfers(core.speculate(self._state, self._forecast, layer), True, layer)
+        reads = core.speculate(self._state, self._forecast, layer)
+        desk = self._state.desk[KEY_IN : EVICTED + 1, :reads].copy()
+        return Transfers(desk[0], desk[1], desk[2], True, layer)
 
     def slot(self, layer: int, expert: int) -> int:
         """Where an expert is, -1 = in no slot."""
@@ -168,12 +170,6 @@ class Planner:
     def counts(self) -> Counts:
         """What happened so far, by layer."""
         return Counts(*self._state.counts.T.copy())
-
-    def _transfers(self, reads: int, speculative: bool, layer: int) -> Transfers:
-        desk = self._state.desk
-        return Transfers(
-            desk[KEY_IN, :reads].copy(), desk[SLOT_IN, :reads].copy(), desk[EVICTED, :reads].copy(), speculative, layer
-        )
 
 
 def _possible(kind: Eviction | str) -> Eviction:

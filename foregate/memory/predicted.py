@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Float32, Float64, Int, Int32, Int64
+from foregate.memory.compiled import inner, inner_fused, pasted
 from foregate.memory.experience import load
 from foregate.memory.habits import FADING, FEATURES, Habits, describe, forget_sequence, make_habits, remember
 from foregate.memory.interface import PREDICTED, Eviction
@@ -64,6 +64,7 @@ class Forecast(NamedTuple):
     time      [2]           PASS: passes so far, LAYER: the layer that runs
     features  [FEATURES, E] room to work in
     logit     [E]           room to work in
+    lowest    [E]           room to work in
     """
 
     habits: Habits
@@ -73,6 +74,7 @@ class Forecast(NamedTuple):
     time: Int64
     features: Float32
     logit: Float32
+    lowest: Float64
 
 
 def make_forecast(num_layers: int, num_experts: int, options: Predicted | None) -> Forecast:
@@ -91,17 +93,20 @@ def make_forecast(num_layers: int, num_experts: int, options: Predicted | None) 
         time=np.array([0, L], np.int64),
         features=np.zeros((FEATURES, E), np.float32),
         logit=np.zeros(E, np.float32),
+        lowest=np.zeros(E, np.float64),
     )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def restart(forecast: Forecast) -> None:
     """A new sequence or batch starts."""
     forget_sequence(forecast.habits)
-    forecast.value[:] = forecast.own
+    for layer in range(len(forecast.own)):
+        for e in range(forecast.own.shape[1]):
+            forecast.value[layer, e] = forecast.own[layer, e]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def observe(forecast: Forecast, layer: int, experts: Int) -> None:
     """`layer` runs and routed to `experts` [m], unique."""
     if layer <= forecast.time[LAYER]:
@@ -121,7 +126,7 @@ def observe(forecast: Forecast, layer: int, experts: Int) -> None:
         own[e] = value[e] = table[np.uint32(logit[e])] - turn
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
     """`chance` [E]: the probability that each expert is used when `layer` runs next.
 
@@ -136,14 +141,16 @@ def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
         forecast.value[layer, e] = np.log(used + (1 - used) * later) - turn
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@inner
 def victims(  # noqa: PLR0917
     forecast: Forecast, layer: int, key_of: Int32, lock: Int64, floor: int, chosen: Int32
 ) -> None:
     """Fill `chosen` [n] with the slots to empty, the least worth first; only slots with lock[key] < floor."""
     values = forecast.value.reshape(-1)
     last = len(chosen) - 1
-    lowest = np.full(last + 1, np.inf)
+    lowest = forecast.lowest
+    for i in range(last + 1):
+        lowest[i] = np.inf
     for slot in range(len(key_of)):
         key = key_of[slot]
         value = values[key]
@@ -155,18 +162,19 @@ def victims(  # noqa: PLR0917
             lowest[at], chosen[at] = value, slot
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def _turn(time: Int64, layer: int, layers: int) -> float:
     """When `layer` runs next, in horizons."""
     turn = time[PASS] if layer > time[LAYER] else time[PASS] + 1
     return float((turn + layer / layers) / HORIZON)
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract"})  # type: ignore[untyped-decorator]
+@inner_fused
 def _run(network: Network, features: Float32, logit: Float32) -> None:
     """Write the logits [E]."""
     first, offset, last = network.first, network.offset, network.last
-    logit[:] = network.bias[0]
+    for e in range(len(logit)):
+        logit[e] = network.bias[0]
     for h in range(HIDDEN):
         for e in range(len(logit)):
             unit = offset[h]

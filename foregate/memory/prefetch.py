@@ -1,14 +1,12 @@
 """Which expected experts are worth reading ahead: the prefetches by name, and the compiled rule that they share."""
 
-import math
-import re
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from numba import njit
-
+from foregate.arrays import Float64, Int64
 from foregate.components import build
 from foregate.errors import ChoiceError
+from foregate.memory.compiled import inner
 from foregate.memory.interface import Prefetch
 from foregate.memory.state import (
     AMOUNT,
@@ -19,11 +17,10 @@ from foregate.memory.state import (
     RESIDENT_HITS,
     RULE,
     WINDOW_SECONDS,
-    State,
 )
+from foregate.sizes import parse_bytes
 
 NONE, TOP, THRESHOLD, BUDGET = range(4)
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @final
@@ -73,12 +70,12 @@ class Budget(Prefetch):
     code: ClassVar[int] = BUDGET
 
     def __post_init__(self) -> None:
-        _size(self.bytes)
+        parse_bytes(self.bytes)
 
     @property
     def limit(self) -> int:
         """`bytes` as a number."""
-        return _size(self.bytes)
+        return parse_bytes(self.bytes)
 
 
 PREFETCH: dict[str, type[Prefetch]] = {"none": Nothing, "top": Top, "threshold": Threshold, "budget": Budget}
@@ -96,43 +93,33 @@ def prefetch(text: str) -> Prefetch:
     return build(PREFETCH, text)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def wanted(state: State, distance: int, chance: float, rank: int, issued: int) -> bool:
-    """Whether to have an expert there for the layer `distance` layers on.
+@inner
+def wanted(  # noqa: PLR0917
+    now: Int64, dials: Float64, counts: Int64, slots: int, distance: int, chance: float, rank: int, issued: int
+) -> bool:
+    """Whether to have an expert there for the layer `distance` layers on, in a `State` of so many slots.
 
     chance  that it is used    rank  among the layer's experts, from 0    issued  reads ahead for it, so far
     """
-    rule, dials = state.now[RULE], state.dials
+    rule, amount = now[RULE], dials[AMOUNT]
     if rule == TOP:
-        return rank < dials[AMOUNT]  # type: ignore[no-any-return]
+        return rank < amount  # type: ignore[no-any-return]
     if rule == THRESHOLD:
-        return chance >= dials[AMOUNT]  # type: ignore[no-any-return]
-    if rule == BUDGET:
-        read = dials[READ_SECONDS]
-        left = distance * dials[WINDOW_SECONDS] - state.now[READS] * read
-        hidden = min(max(left, 0.0), read)
-        late = read - hidden
-        return issued < dials[AMOUNT] and chance * hidden > (1 - chance) * (late + read * _reuse(state))  # type: ignore[no-any-return]
-    return False
+        return chance >= amount  # type: ignore[no-any-return]
+    if rule != BUDGET or issued >= amount:
+        return False
+    read = dials[READ_SECONDS]
+    left = distance * dials[WINDOW_SECONDS] - now[READS] * read
+    hidden = min(max(left, 0.0), read)
+    late = read - hidden
+    return chance * hidden > (1 - chance) * (late + read * _reuse(now, counts, slots))  # type: ignore[no-any-return]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _reuse(state: State) -> float:
+@inner
+def _reuse(now: Int64, counts: Int64, slots: int) -> float:
     """How likely a resident is used in a pass, so far: what pushing one out costs, in reads."""
     hits = 0
-    for layer in range(len(state.known)):
-        hits += state.counts[layer, RESIDENT_HITS]
-    runs = state.now[PASS] * len(state.known) + state.now[LAYER] + 1
-    return hits * len(state.known) / (max(runs, 1) * len(state.key_of))  # type: ignore[no-any-return]
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", text.strip())
-    unit = UNITS.get(found[2].upper()) if found else None
-    try:
-        size = math.floor(float(found[1]) * unit) if found and unit else 0
-    except ValueError:
-        size = 0
-    if size < 1:
-        raise ChoiceError(f"{text!r} is not a size in bytes; write it as 200MiB or 1.5GB")
-    return size
+    for layer in range(len(counts)):
+        hits += counts[layer, RESIDENT_HITS]
+    runs = now[PASS] * len(counts) + now[LAYER] + 1
+    return hits * len(counts) / (max(runs, 1) * slots)  # type: ignore[no-any-return]

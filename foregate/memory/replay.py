@@ -1,26 +1,23 @@
 """A recorded stream of demands run through the planner's own compiled functions, all at once. Counts; no clock.
 
-`replay` takes routed sets, layer by layer, as `Planner` does and with the same outcome. `replay_keys` takes single
-keys, as cache simulators do: no sets, no guesses.
+Routed sets, layer by layer, as `Planner` takes them and with the same outcome.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Float32, Int, Int32, Int64
 from foregate.errors import ChoiceError
 from foregate.memory.assemble import assemble
+from foregate.memory.compiled import allocating, inner
 from foregate.memory.core import begin, demand, expect, speculate
 from foregate.memory.counts import Counts
-from foregate.memory.eviction import admit, eviction, touch, victim
-from foregate.memory.heap import SCORE, Heap, enter, leave, moved_down
-from foregate.memory.interface import BELADY, LRU, Eviction, Prefetch
-from foregate.memory.lists import drop, home, oldest, push, renew
-from foregate.memory.predicted import Forecast, Predicted
-from foregate.memory.state import EVICTED, FILLED, FLOOR, KEY_IN, REST, SLOT_IN, YOUNG, State
+from foregate.memory.eviction import eviction
+from foregate.memory.interface import Eviction, Prefetch
+from foregate.memory.predicted import Forecast
+from foregate.memory.state import EVICTED, KEY_IN, REST, SLOT_IN, State
 
 NEVER = 1 << 60
 SAME_PASS, NEW_PASS, NEW_SEQUENCE = range(3)
@@ -113,27 +110,6 @@ def transfers(
     return _run(stream, look, int(counts.misses.sum() + counts.guesses.sum()))[1]
 
 
-def replay_keys(
-    keys: Int32, num_keys: int, slots: int, eviction: Eviction | str = "lru", profile: Int | None = None
-) -> int:
-    """How many of these single accesses hit, with `slots` slots that were empty.
-
-    Raises: ChoiceError; `predicted` needs routed sets.
-    """
-    kind = _named(eviction)
-    if isinstance(kind, Predicted):
-        raise ChoiceError("predicted eviction needs routed sets, not single keys; use replay")
-    if slots < 1:
-        raise ChoiceError(f"{slots} slots are too few; a cache needs at least 1")
-    state, _ = assemble(1, num_keys, slots, kind, profile=profile, least=1)
-    future = next_uses(keys, np.arange(len(keys) + 1), num_keys) if kind.needs_future else np.zeros(0, np.int64)
-    if kind.code == LRU:
-        return int(_lru_hits(state.lists, keys, len(state.key_of)))
-    if kind.code == BELADY:
-        return int(_belady_hits(state.heap, keys, future, len(state.key_of)))
-    return int(_count_hits(state, keys, future))
-
-
 @dataclass(frozen=True, eq=False)
 class _Look:
     """`replay`'s arguments."""
@@ -180,10 +156,10 @@ def _named(kind: Eviction | str) -> Eviction:
     return eviction(kind) if isinstance(kind, str) else kind
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@allocating
 def _replay(  # noqa: PLR0917
     state: State,
-    forecast: Forecast,
+    forecast: Forecast | None,
     sets: tuple[Int32, Int32, Int64, Int32],
     future: Int64,
     chance: Float32,
@@ -191,29 +167,40 @@ def _replay(  # noqa: PLR0917
     log: Int32,
 ) -> None:
     """Each set as a runtime would demand it, wave by wave, then one look ahead."""
-    layer, opens, starts, experts = sets
+    layers, opens, starts, experts = sets
     written = 0
-    for s in range(len(layer)):
+    for s in range(len(layers)):
+        layer = int(layers[s])  # as wide as a Python number is: another width would be compiled anew
         if opens[s] > 0:
             begin(state, forecast, opens[s] == NEW_SEQUENCE)
         wanted = experts[starts[s] : starts[s + 1]]
-        uses = future[starts[s] : starts[s + 1]] if len(future) else future
-        served, reads = demand(state, forecast, layer[s], wanted, uses)
-        written = _note(state, log, written, reads, s, 0)
+        uses = future[starts[s] : starts[s + 1]] if len(future) > 0 else future
+        served, reads = demand(state, forecast, layer, wanted, uses)
+        written = _note(state.desk, log, written, reads, s, 0)
         while served < len(wanted):
-            wanted, uses = _waiting(state, wanted, uses, len(wanted) - served)
-            served, reads = demand(state, forecast, layer[s], wanted, uses)
-            written = _note(state, log, written, reads, s, 0)
+            wanted, uses = _waiting(state.desk, wanted, uses, len(wanted) - served)
+            served, reads = demand(state, forecast, layer, wanted, uses)
+            written = _note(state.desk, log, written, reads, s, 0)
         ahead = s + distance
-        if ahead < len(chance) and chance[ahead, 0] >= 0 and not opens[s + 1 : ahead + 1].any():
-            expect(state, forecast, layer[ahead], chance[ahead])
-            written = _note(state, log, written, speculate(state, forecast, layer[ahead]), s, 1)
+        if ahead < len(chance) and chance[ahead, 0] >= 0 and not _opening(opens, s + 1, ahead + 1):
+            expect(state, forecast, int(layers[ahead]), chance[ahead])
+            reads = speculate(state, forecast, int(layers[ahead]))
+            written = _note(state.desk, log, written, reads, s, 1)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _waiting(state: State, wanted: Int32, uses: Int64, count: int) -> tuple[Int32, Int64]:
+@inner
+def _opening(opens: Int32, first: int, last: int) -> bool:
+    """Whether a pass begins among the sets first..last-1."""
+    begun = False
+    for s in range(first, last):
+        begun |= opens[s] > 0
+    return begun
+
+
+@allocating
+def _waiting(desk: Int32, wanted: Int32, uses: Int64, count: int) -> tuple[Int32, Int64]:
     """The experts that the last wave left, and their next uses."""
-    rest = state.desk[REST, :count].copy()
+    rest = desk[REST, :count].copy()
     if len(uses) == 0:
         return rest, uses
     later = np.empty(count, np.int64)
@@ -224,81 +211,17 @@ def _waiting(state: State, wanted: Int32, uses: Int64, count: int) -> tuple[Int3
     return rest, later
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _note(state: State, log: Int32, written: int, reads: int, s: int, speculative: int) -> int:  # noqa: PLR0917
+@inner
+def _note(desk: Int32, log: Int32, written: int, reads: int, s: int, speculative: int) -> int:  # noqa: PLR0917
     for r in range(reads):
         if written < len(log):
-            log[written, 0] = s
-            log[written, 1] = state.desk[KEY_IN, r]
-            log[written, 2] = state.desk[SLOT_IN, r]
-            log[written, 3] = state.desk[EVICTED, r]
-            log[written, 4] = speculative
+            row = log[written]
+            row[0], row[1], row[2], row[3], row[4] = s, desk[KEY_IN, r], desk[SLOT_IN, r], desk[EVICTED, r], speculative
             written += 1
     return written
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _lru_hits(lists: Int32, keys: Int32, slots: int) -> int:
-    """LRU by the same list functions, without a State: handing all its arrays to `touch` for every key is slow."""
-    hits, held = 0, 0
-    for key in keys:
-        if home(lists, key) == YOUNG:
-            renew(lists, key)
-            hits += 1
-            continue
-        if held < slots:
-            held += 1
-        else:
-            drop(lists, oldest(lists, YOUNG))
-        push(lists, YOUNG, key)
-    return hits
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _belady_hits(heap: Heap, keys: Int32, future: Int64, slots: int) -> int:
-    """Belady by the same heap functions, without a State."""
-    hits, held = 0, 0
-    for i in range(len(keys)):
-        key = keys[i]
-        heap.rank[key, SCORE] = -future[i]
-        if heap.place[key] >= 0:
-            moved_down(heap, key)
-            hits += 1
-            continue
-        if held < slots:
-            held += 1
-        else:
-            leave(heap, heap.order[0])
-        enter(heap, key)
-    return hits
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _count_hits(state: State, keys: Int32, future: Int64) -> int:
-    slot_of, key_of, now = state.slot_of, state.key_of, state.now
-    now[FLOOR] = 1  # nothing is ever locked
-    hits = 0
-    for i in range(len(keys)):
-        key = keys[i]
-        next_use = future[i] if len(future) else 0
-        if slot_of[key] >= 0:
-            touch(state, key, next_use)
-            hits += 1
-            continue
-        if now[FILLED] < len(key_of):
-            slot = now[FILLED]
-            now[FILLED] += 1
-        else:
-            gone = victim(state, key, 0)
-            slot = slot_of[gone]
-            slot_of[gone] = -1
-        slot_of[key] = slot
-        key_of[slot] = key
-        admit(state, key, next_use)
-    return hits
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@allocating
 def next_uses(keys: Int32, starts: Int64, num_keys: int) -> Int64:
     """[n] the set in which each key is used next, NEVER where it is not."""
     seen = np.full(num_keys, NEVER, np.int64)
@@ -310,7 +233,7 @@ def next_uses(keys: Int32, starts: Int64, num_keys: int) -> Int64:
     return future
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@allocating
 def _sets(experts: Int32, step: Int64, sequence: Int64) -> tuple[Int32, Int32, Int64, Int32]:
     T, L, k = experts.shape
     layer, opens = np.empty(T * L, np.int32), np.zeros(T * L, np.int32)

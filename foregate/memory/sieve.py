@@ -3,24 +3,23 @@
 Source: Zhang et al., "SIEVE is Simpler than LRU: an Efficient Turn-Key Eviction Algorithm for Web Caches", NSDI 2024.
 """
 
-from numba import njit
+from foregate.arrays import Int32, Int64
+from foregate.memory.compiled import inner
+from foregate.memory.lists import NEWER, drop, is_key, oldest
+from foregate.memory.state import FLOOR, HAND, MARK, YOUNG
 
-from foregate.memory.lists import drop, is_key, newer, oldest
-from foregate.memory.state import FLOOR, HAND, YOUNG, State
 
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def victim(state: State) -> int:
+@inner
+def victim(keys: Int32, lock: Int64, now: Int64) -> int:
     """The first key from the hand on that was not used since; locked keys are passed over as they are."""
-    lists, now = state.lists, state.now
-    key = now[HAND] if now[HAND] >= 0 else oldest(lists, YOUNG)
-    while state.lock[key] >= now[FLOOR] or state.mark[key] > 0:
-        if state.lock[key] < now[FLOOR]:
-            state.mark[key] = 0
-        key = newer(lists, key)
-        if not is_key(lists, key):
-            key = oldest(lists, YOUNG)
-    after = newer(lists, key)
-    now[HAND] = after if is_key(lists, after) else -1
-    drop(lists, key)
-    return key  # type: ignore[no-any-return]
+    key = int(now[HAND]) if now[HAND] >= 0 else oldest(keys, YOUNG)
+    while lock[key] >= now[FLOOR] or keys[key, MARK] > 0:
+        if lock[key] < now[FLOOR]:
+            keys[key, MARK] = 0
+        key = keys[key, NEWER]
+        if not is_key(keys, key):
+            key = oldest(keys, YOUNG)
+    after = keys[key, NEWER]
+    now[HAND] = after if is_key(keys, after) else -1
+    drop(keys, key)
+    return key

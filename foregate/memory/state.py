@@ -1,4 +1,4 @@
-"""The page table and what decides over it, as arrays that compiled code reads: which expert is in which slot.
+"""The page table and what decides over it, as few arrays that compiled code reads: which expert is in which slot.
 
 key = layer * num_experts + expert. Time counts layers that may have run: pass * num_layers + layer. A key is locked
 until `lock[key] < now[FLOOR]`; both are moments (see `moment`), so locks run out by themselves:
@@ -12,10 +12,10 @@ A slot is free, or its key belongs to a guess that was not used yet (locked, the
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Bool, Float32, Float64, Int32, Int64
-from foregate.memory.heap import Heap, make_heap
+from foregate.memory.compiled import pasted
+from foregate.memory.heap import make_order, make_rank
 from foregate.memory.lists import make_lists
 
 YOUNG, MAIN, YOUNG_GHOSTS, MAIN_GHOSTS, STALE = range(5)
@@ -41,9 +41,14 @@ an expert, seconds that a layer takes."""
 DIALS = 5
 RESIDENT_HITS, GUESS_HITS, MISSES, GUESSES, EVICTIONS, WASTED = range(6)
 """Columns of `counts`: uses of experts that were there, first uses of guesses, reads on demand, reads ahead, evictions,
-evictions of guesses never used; each by the layer of the expert."""
+evictions of guesses never used, each by the layer of the expert."""
 
 COUNTERS = 6
+GUESS, MARK = range(3, 5)
+"""Columns of `keys` after those of `lists`: 1 = a guess brought it in and nobody has used it yet; small numbers of a
+policy: visited (sieve), uses (s3fifo)."""
+
+COLUMNS = 5
 WAVES = 1 << 20
 """Moments of one layer: more than it can have waves."""
 
@@ -57,35 +62,32 @@ DESK = 9
 class State(NamedTuple):
     """All of it. K = L * E keys, C slots.
 
-    slot_of   [K]     -1 = absent
-    key_of    [C]     -1 = free
-    lock      [K]     moment until which a resident may not leave
-    due       [K]     moment whose guess brought it in and which nobody has used yet; 0 = none
-    mark      [K]     small numbers of a policy: visited (sieve), uses (s3fifo)
-    promised  [C]     the first now[PROMISED] are keys locked for later layers
-    chance    [L, E]  what `expect` said about each layer's next run
-    known     [L]     whether it did
-    now       [15]    see POLICY
-    dials     [5]     see SHARE
-    counts    [L, 6]  see RESIDENT_HITS
-    desk      [9, E]  see EXPERT
-
-    Few arrays, because every one lengthens the compilation of every function.
+    slot_of   [K]         -1 = absent
+    keys      [K + 5, 5]  see `lists` and GUESS
+    lock      [K]         moment until which a resident may not leave
+    key_of    [C]         -1 = free
+    promised  [C]         the first now[PROMISED] are keys locked for later layers
+    order     [C + 1]     see `heap`, as for rank [K, 3]
+    chance    [L, E]      what `expect` said about each layer's next run
+    known     [L]         whether it did
+    counts    [L, 6]      see RESIDENT_HITS
+    now       [15]        see POLICY
+    dials     [5]         see SHARE
+    desk      [9, E]      see EXPERT
     """
 
     slot_of: Int32
-    key_of: Int32
+    keys: Int32
     lock: Int64
-    due: Int64
-    mark: Int32
+    key_of: Int32
     promised: Int32
+    order: Int32
+    rank: Float64
     chance: Float32
     known: Bool
+    counts: Int64
     now: Int64
     dials: Float64
-    counts: Int64
-    lists: Int32
-    heap: Heap
     desk: Int32
 
 
@@ -97,23 +99,22 @@ def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, ro
     now[LAYER] = now[HAND] = -1  # PASS counts from 1, so that no moment is 0
     return State(
         slot_of=np.full(K, -1, np.int32),
-        key_of=np.full(C, -1, np.int32),
+        keys=make_lists(K, COLUMNS),
         lock=np.full(K, -1, np.int64),
-        due=np.zeros(K, np.int64),
-        mark=np.zeros(K, np.int32),
+        key_of=np.full(C, -1, np.int32),
         promised=np.zeros(C, np.int32),
+        order=make_order(C),
+        rank=make_rank(K),
         chance=np.zeros((L, E), np.float32),
         known=np.zeros(L, np.bool_),
+        counts=np.zeros((L, COUNTERS), np.int64),
         now=now,
         dials=np.zeros(DIALS, np.float64),
-        counts=np.zeros((L, COUNTERS), np.int64),
-        lists=make_lists(K),
-        heap=make_heap(K, C),
         desk=np.zeros((DESK, E), np.int32),
     )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def moment(state: State, turn: int, layer: int, wave: int) -> int:
-    """The moment of a wave of a layer, in the pass number `turn`."""
-    return (turn * len(state.known) + layer) * WAVES + wave
+@pasted
+def moment(layers: int, turn: int, layer: int, wave: int) -> int:
+    """The moment of a wave of a layer, of so many, in the pass number `turn`."""
+    return (turn * layers + layer) * WAVES + wave

@@ -1,6 +1,8 @@
 """A model whose experts live in slots, as its user sees it: generate, stats, record, close. offload.py makes one."""
 
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, final
@@ -31,7 +33,9 @@ from foregate.traces.schema import Trace
 @final
 class Engine:
     """A running model. Use it as a context, or `close` it: reading threads end then, the slots' memory is given back,
-    and the model cannot run on.
+    and the model cannot run on. The same happens once nobody holds the engine or its model any more.
+
+    Threads may share it: `generate` lets one at a time run.
 
     model, tokenizer  as transformers made them; `model.generate` works as ever
     plan              where the memory goes, if it was planned
@@ -54,6 +58,7 @@ class Engine:
         window_seconds: float | None = None,
     ) -> None:
         self.model, self.tokenizer, self.plan = hollow.model, hollow.tokenizer, plan
+        self.model.generation_config.disable_compile = True  # what is compiled asks for no experts as it goes
         specs = [_spec(hollow, stack) for stack in hollow.stacks]
         L, E = store.num_layers, store.num_experts
         assert sum(spec.num_layers for spec in specs) == L, f"the store has {L} layers, the model another number"
@@ -74,7 +79,9 @@ class Engine:
         )
         self._slots = Slots(store, self._planner.slots, device)
         self._store, host = behind(store, self._slots, host_slots, evict)
-        self._fetch = Fetch(Reader(self._store, threads=threads), self._slots, E, self._counts, host)
+        reader = Reader(self._store, threads=threads)
+        weakref.finalize(self, reader.stop)
+        self._fetch = Fetch(reader, self._slots, E, self._counts, host)
         self._forecast: Forecast | None = None
         self._forecast_layers = range(0)
         self._runner = Runner(self._planner, self._fetch, self._slots, self._counts, self._ahead)
@@ -84,6 +91,7 @@ class Engine:
         if predictor is not None and wants_chances(wish.policy, evict):
             self._look_ahead(predictor, wish.distance, self._passes["decoder"], L - specs[-1].num_layers)
         self._began = 0.0
+        self._turn = threading.RLock()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -97,12 +105,15 @@ class Engine:
     def generate(self, prompt: Any = None, **options: Any) -> Any:
         """Tokens, as `model.generate` gives them, of a text, a list of texts, or tokens [B, S]; options are its own.
 
-        Raises: StorageError, SourceError if an expert cannot be read: the engine can be used again afterwards.
+        Raises: StorageError, SourceError if an expert cannot be read: the engine can be used again afterwards, as it
+        can after an interruption (Ctrl-C); ChoiceError after `close`.
         """
-        inputs = self._inputs(prompt)
-        given = {**inputs, **options}
-        output = self.model.generate(**given)
-        self._trim(given, output)
+        with self._turn:
+            if self._closed:
+                raise ChoiceError("the engine was closed; offload the model again")
+            given = {**self._inputs(prompt), **options}
+            output = self.model.generate(**given)
+            self._trim(given, output)
         return output
 
     def stats(self) -> dict[str, Any]:
@@ -135,7 +146,7 @@ class Engine:
         self._fetch.close()
         self._store.close()
         for layer in self._layers:
-            layer.weights.release()
+            layer.close()
         self._slots.free()
 
     def _watched(self, hollow: HollowModel, specs: list[MoESpec], needs: frozenset[str]) -> dict[str, Passes]:
@@ -187,6 +198,7 @@ class Engine:
         return begin
 
     def _on_end(self) -> None:
+        self._runner.end()
         self._counts.end(time.perf_counter() - self._began)
 
     def _inputs(self, prompt: Any) -> dict[str, Any]:

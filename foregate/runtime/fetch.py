@@ -3,6 +3,9 @@
 A slot that the planner gave to an expert holds its bytes only once they were read. Four things can keep them out: the
 read still runs, it failed, it was a guess that never started before its layer had passed and was dropped, or a read for
 the expert before, which nobody wants any more and which cannot be called off, has not ended yet.
+
+An exception (Ctrl-C) may end any of this half-way. `recover` then ends all reads, and `demand` compares what lies in a
+slot with what the planner says, so that no expert is ever taken for another.
 """
 
 from collections.abc import Iterable
@@ -55,16 +58,22 @@ class Fetch:
             self._guesses.setdefault(transfers.layer, []).extend(guessed)
             self._counts.add(transfers.layer, "guessed", len(guessed))
 
-    def demand(self, layer: int, slots: list[int], hit: list[bool]) -> None:
-        """The running layer needs these slots' experts: what was guessed is counted, and what is not there is urgent.
+    def demand(self, layer: int, experts: list[int], slots: list[int], hit: list[bool]) -> None:
+        """The running layer needs these experts in these slots: what was guessed is counted, and what is not there is
+        urgent.
 
         hit  whether the planner had the expert in its slot before it was demanded
         """
-        resident = in_time = late = 0
-        for slot, known in zip(slots, hit, strict=True):
+        resident = in_time = late = used = 0
+        for expert, slot, known in zip(experts, slots, hit, strict=True):
+            key = layer * self._experts + expert
+            if self._key[slot] != key:  # the planner gave it the slot, and was interrupted before it was asked for
+                self._forget(slot)
+                self._key[slot] = key
             there = self._arrived(slot)
             if self._guess[slot]:
                 self._guess[slot] = False
+                used += 1
                 in_time, late = in_time + there, late + (not there)
             elif known:
                 resident, late = resident + there, late + (not there)
@@ -80,19 +89,16 @@ class Fetch:
         counts.add(layer, "resident", resident)
         counts.add(layer, "in_time", in_time)
         counts.add(layer, "late", late)
+        counts.add(layer, "used", used)
         counts.add(layer, "missed", len(slots) - resident - in_time - late)
 
     def passed(self, layer: int) -> None:
-        """Guesses for this layer that were not demanded are stale: those that never started are dropped."""
+        """Guesses for this layer that were not demanded are stale: those that never started are dropped, and are
+        guesses no longer. They keep their slots; who is demanded after all is read then.
+        """
         for slot in self._guesses.pop(layer, ()):
-            if not self._guess[slot] or self._key[slot] // self._experts != layer:
-                continue
-            ticket = self._ticket[slot]
-            if self._put_off.pop(slot, None) is not None:
-                self._counts.add(layer, "dropped", 1)
-            elif ticket is not None and ticket.cancel():
-                self._ticket[slot] = None
-                self._counts.add(layer, "dropped", 1)
+            if self._guess[slot] and self._key[slot] // self._experts == layer and self._called_off(slot):
+                self._drop_guess(slot)
 
     def arrived(self, slots: Iterable[int]) -> list[int]:
         """Those whose bytes are there now."""
@@ -112,17 +118,29 @@ class Fetch:
         assert ticket is not None
         try:
             ticket.wait()
+        except ForegateError:
+            self._ticket[slot] = None
+            raise
         finally:
             self._counts.add(layer, "stall", perf_counter() - started)
-            self._ticket[slot] = None
+        self._ticket[slot] = None
         self._there[slot] = True
         self._read(ticket)
 
-    def close(self) -> None:
-        """Call off what has not started, wait for what has, and stop the reader's threads."""
-        for slot in range(self._slots.count):
-            self._forget(slot)
+    def recover(self) -> None:
+        """After a pass that broke off, wherever: call off what has not started, and wait for what has."""
+        self._reader.drain()
+        self._put_off.clear()
+        for slot in list(self._leaving):
             self._settle(slot)
+        for slot, ticket in enumerate(self._ticket):
+            if ticket is not None and (ticket.cancel() or not self._arrived(slot)):
+                self._ticket[slot] = None
+                self._drop_guess(slot)
+
+    def close(self) -> None:
+        """Call off what has not started, wait for what has, and end the reader's threads."""
+        self.recover()
         self._reader.close()
 
     def _submit(self, slot: int, *, urgent: bool) -> None:
@@ -158,16 +176,31 @@ class Fetch:
 
     def _forget(self, slot: int) -> None:
         """The slot's expert is evicted: its read is called off where that is still possible."""
+        if self._called_off(slot):
+            self._drop_guess(slot)
         ticket, self._ticket[slot] = self._ticket[slot], None
-        called_off = self._put_off.pop(slot, None) is not None or (ticket is not None and ticket.cancel())
-        if ticket is not None and not called_off:
+        if ticket is not None:
             self._leaving[slot] = ticket
         if self._guess[slot]:
-            layer = self._key[slot] // self._experts
-            self._counts.add(layer, "wasted", self._there[slot] or (ticket is not None and not called_off))
-            self._counts.add(layer, "dropped", called_off)
             self._guess[slot] = False
+            self._counts.add(self._key[slot] // self._experts, "wasted", 1)
         self._there[slot] = False
+
+    def _called_off(self, slot: int) -> bool:
+        """Whether the slot's read had not started; it never will."""
+        if self._put_off.pop(slot, None) is not None:
+            return True
+        ticket = self._ticket[slot]
+        if ticket is None or not ticket.cancel():
+            return False
+        self._ticket[slot] = None
+        return True
+
+    def _drop_guess(self, slot: int) -> None:
+        """The slot's read did not happen; if it was a guess, it was dropped."""
+        if self._guess[slot]:
+            self._guess[slot] = False
+            self._counts.add(self._key[slot] // self._experts, "dropped", 1)
 
     def _settle(self, slot: int) -> None:
         """Until nothing writes to the slot any more; that a read which nobody wants failed is of no interest."""

@@ -6,6 +6,7 @@ from typing import final
 import numpy as np
 
 from foregate.arrays import Float32
+from foregate.errors import ChoiceError
 from foregate.memory.planner import Planner
 from foregate.predictors.base import Predictor
 from foregate.predictors.chances import first_come, used, used_blindly
@@ -38,7 +39,12 @@ class Forecast:
         self._planner, self._fetch, self._counts = planner, fetch, counts
 
     def look(self, layer: int) -> None:
-        """The stack's layer has been routed (-1: none yet): read ahead for those that follow."""
+        """The stack's layer has been routed (-1: none yet): read ahead for those that follow.
+
+        Raises: ChoiceError if the predictor's answer is none.
+        """
+        if self._passes.layer != layer:  # a part of the model is run by itself: nobody saw what
+            return
         started = perf_counter()
         spec = self._passes.spec
         end = min(layer + self._distance, spec.num_layers - 1)
@@ -56,5 +62,12 @@ class Forecast:
             return used_blindly(self._passes.tokens, spec.top_k, spec.num_experts)
         asked = (sequence.history.query(target) for sequence in self._passes.sequences)
         queries = [query for query in asked if query.rows]
+        if not queries:
+            return used_blindly(0, spec.top_k, spec.num_experts)
         scores = np.concatenate([self._predictor.predict(query) for query in queries])
+        if scores.shape[1:] != (spec.num_experts,) or not np.isfinite(scores).all():
+            raise ChoiceError(
+                f"{type(self._predictor).__name__} was asked about mixture layer {target} and answered with numbers "
+                f"that are not finite, or not {spec.num_experts} a token; fit it again, or choose another --prefetch"
+            )
         return used(scores, spec.top_k) if self._predictor.probabilities else first_come(scores)

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
-from foregate.errors import ModelError, need
+from foregate.errors import need
 from foregate.models import MixtureLayer, Stack, auto_class, fetch, find_device, find_dtype, stacks
+from foregate.store.skeleton import refuse_quantised
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def load_hollow(name: str, *, dtype: str = "auto", device: str = "cpu", trust_re
     kind, place = find_dtype(torch, dtype), find_device(torch, device)
     config = fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
     auto = auto_class(transformers, config, name)
-    _refuse_quantised(config, name)
+    refuse_quantised(config, name)
     with torch.device("meta"):
         outline = auto.from_config(config, trust_remote_code=trust_remote_code)
     stacks(outline, name)  # a dense model is refused before its weights are read
@@ -99,18 +100,6 @@ def load_hollow(name: str, *, dtype: str = "auto", device: str = "cpu", trust_re
     model.__class__ = type(outline)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return HollowModel(model.to(place).eval(), tokenizer, *found[-1])
-
-
-def _refuse_quantised(config: Any, name: str) -> None:
-    places = (config, config.get_text_config())
-    method = next((q for c in places if (q := getattr(c, "quantization_config", None))), None)
-    if method is not None:
-        method = method if isinstance(method, dict) else method.to_dict()
-        raise ModelError(
-            f"{name} is quantised ({method.get('quant_method', 'by a method it does not name')}), and foregate reads "
-            "experts of 16 or 32 bits only; take the model's unquantised checkpoint, and `foregate pack --bits 8` or "
-            "`--bits 4` to make it smaller"
-        )
 
 
 def _hollow_class(kind: Any, name: str, found: list[Any]) -> Any:

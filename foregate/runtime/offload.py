@@ -13,8 +13,10 @@ from foregate.predictors.base import Predictor
 from foregate.runtime.engine import Engine
 from foregate.runtime.kv_cache import cache_bytes
 from foregate.runtime.loading import load_hollow
-from foregate.runtime.sizes import MemoryPlan, Size, parse_size, plan_memory
-from foregate.runtime.wish import Wish
+from foregate.runtime.sizes import MemoryPlan, plan_memory
+from foregate.runtime.warm import warm
+from foregate.runtime.wish import Wish, refuse
+from foregate.sizes import Size, parse_size
 from foregate.store.base import ExpertStore
 from foregate.store.checkpoint import CheckpointStore
 from foregate.store.headers import read_headers, weight_files
@@ -42,6 +44,7 @@ def offload(
     window_seconds: float | None = None,
     trust_remote_code: bool = False,
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    on_step: Callable[[str], None] = lambda what: None,
 ) -> Engine:
     """A model that runs in less memory than its experts need; what it writes is what the whole model would write.
 
@@ -60,6 +63,7 @@ def offload(
     read_seconds, window_seconds
                       to read one expert, and of a layer at work, for the prefetch "budget"
     on_plan           called with the memory plan, before anything is loaded
+    on_step           called with what is about to be done, in words, where that may take a while
 
     Raises: ChoiceError for options that cannot be, or too little memory, saying the least; ModelError; SourceError for
     a damaged checkpoint, store or predictor, or a store of another model; StorageError.
@@ -67,12 +71,16 @@ def offload(
     torch = need("torch", "models")
     wish = Wish.of(prefetch, speculation_mode, predictor)
     eviction(evict), prefetch_of(wish.policy)  # what cannot be is refused before anything is loaded
+    refuse(wish, evict)
     place = str(find_device(torch, device))
     experts, outline = _opened(model, store, dtype, trust_remote_code)
     try:
         sizes = parse_size(memory), None if host_memory is None else parse_size(host_memory)
         plan = _planned(outline, _layers(outline, model), experts, sizes, place=place, context=context)
         on_plan(plan)
+        on_step("getting the planner ready (compiled at its first use, which takes a minute or two)")
+        warm(evict, wish.policy, usage=usage, read_seconds=read_seconds, window_seconds=window_seconds)
+        on_step("loading the weights that are no experts'")
         hollow = load_hollow(model, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
         return Engine(
             hollow,

@@ -81,7 +81,7 @@ class Passes:
         self._plain = False  # one row, no padding
         self._inputs: dict[int, Any] = {}
         self._step = 0
-        self._layer = -1  # the last that was observed in this pass
+        self._layer = len(stack.layers)  # the last that was observed in this pass; all of them: no pass is under way
         self._names = list(inspect.signature(stack.root.forward).parameters)
         self._handles = [
             stack.root.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -100,6 +100,11 @@ class Passes:
                 )
             if residual:
                 self._handles.append(layer.entry.register_forward_pre_hook(self._on_entry(index), with_kwargs=True))
+
+    @property
+    def layer(self) -> int:
+        """The last that was routed in this pass: -1 for none, the number of layers where no pass is under way."""
+        return self._layer
 
     @property
     def tokens(self) -> int:
@@ -129,13 +134,14 @@ class Passes:
         ids, embedded, mask, cache = (named.get(name) for name in INPUTS)
         if ids is not None:
             tokens = ids.detach().cpu().numpy()
-        else:
-            assert embedded is not None, f"{type(root).__name__} was run on nothing"
+        elif embedded is not None:
             tokens = np.full(embedded.shape[:2], -1)
-        now = np.ones(tokens.shape, dtype=np.bool_)
-        if mask is not None and getattr(mask, "ndim", 0) == 2 and mask.shape[1] >= tokens.shape[1]:
-            now = mask[:, -tokens.shape[1] :].detach().cpu().numpy().astype(np.bool_)
+        else:
+            return  # the model will say so
         held = 0 if cache is None else int(cache.get_seq_length())
+        now = _real(mask, tokens.shape[1], held)
+        if now is None:
+            now = np.ones(tokens.shape, dtype=np.bool_)
         fresh = held == 0 or held > self._real.shape[1] or len(tokens) != len(self.sequences)
         if fresh:
             self._finish()
@@ -153,6 +159,7 @@ class Passes:
         self.on_begin(tokens.size, fresh)
 
     def _end(self, root: Any, args: Any, output: Any) -> None:
+        self._layer = len(self.stack.layers)
         self.on_end()
 
     def _rewind(self, held: int) -> None:
@@ -199,7 +206,7 @@ class Passes:
     def _on_entry(self, index: int) -> Any:
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             residual = args[0] if args else kwargs.get("hidden_states")
-            if not self.sequences or getattr(residual, "ndim", 0) != 3:
+            if self._layer != index - 1 or getattr(residual, "ndim", 0) != 3:
                 return
             for sequence, part in zip(self.sequences, self._rows(_numbers(residual)), strict=True):
                 sequence.history.enter(index, part)
@@ -226,6 +233,20 @@ class Passes:
         """Values of all tokens [B * S, ...] as those of each row's real tokens."""
         shaped = values.reshape(*self._now.shape, *values.shape[-1:])
         return [row[real] for row, real in zip(shaped, self._now, strict=True)]
+
+
+def _real(mask: Any, tokens: int, held: int) -> Bool | None:
+    """[B, S] which of a pass's tokens are no padding, by whatever mask a model is given; None: it does not say."""
+    if isinstance(mask, dict):  # one for each kind of attention
+        mask = next(iter(mask.values()), None)
+    if getattr(mask, "ndim", 0) == 2 and mask.shape[1] >= tokens:
+        chosen: Bool = mask[:, -tokens:].detach().cpu().numpy().astype(np.bool_)
+        return chosen
+    if getattr(mask, "ndim", 0) == 4 and mask.shape[-1] >= held + tokens:  # a token that is none sees not even itself
+        own = mask[:, 0, :, held : held + tokens].diagonal(dim1=1, dim2=2).detach().cpu()
+        seen: Bool = (own if own.dtype.is_floating_point is False else own == 0).numpy().astype(np.bool_)
+        return seen
+    return None
 
 
 def _numbers(values: Any) -> Any:

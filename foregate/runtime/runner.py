@@ -23,18 +23,26 @@ class Runner:
     ) -> None:
         self._planner, self._fetch, self._slots, self._counts, self._ahead = planner, fetch, slots, counts, ahead
         self._layer = -1
+        self._under_way = False
 
     def begin(self, *, reset: bool) -> None:
         """A pass starts; `reset`: of other sequences than the last."""
+        if self._under_way:  # the last one broke off, perhaps in the middle of a read
+            self._fetch.recover()
+        self._under_way = True
         self._layer = -1
         self._planner.begin(reset)
+
+    def end(self) -> None:
+        """The pass is over, and nothing went wrong."""
+        self._under_way = False
 
     def run(self, layer: int, work: Work) -> Any:
         """The layer's output.
 
         Raises: StorageError, SourceError if an expert's bytes cannot be had.
         """
-        if layer <= self._layer:  # a part of the model was run by itself, without its stack's root
+        if layer <= self._layer or not self._under_way:  # a part of the model is run by itself, without its root
             self.begin(reset=False)
         self._layer = layer
         try:
@@ -70,7 +78,7 @@ class Runner:
     def _demand(self, layer: int, experts: Any) -> Wave:
         wave = self._planner.demand(layer, experts)
         self._fetch.issue(wave.transfers)
-        self._fetch.demand(layer, wave.slots.tolist(), wave.hit.tolist())
+        self._fetch.demand(layer, wave.experts.tolist(), wave.slots.tolist(), wave.hit.tolist())
         return wave
 
     def _compute(self, layer: int, work: Work, wave: Wave) -> None:

@@ -1,47 +1,10 @@
 """How much memory goes where, decided before a model is loaded. Measures nothing and allocates nothing."""
 
-import re
 from dataclasses import asdict, dataclass
-from decimal import Decimal
 from typing import Any
 
 from foregate.errors import ChoiceError
-
-UNITS = {"b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-@dataclass(frozen=True)
-class Size:
-    """An amount of memory, as a user gives it: either `bytes`, or a `percent` of all experts. The other is None."""
-
-    bytes: int | None = None
-    percent: float | None = None
-
-
-def parse_size(text: str) -> Size:
-    """`6GiB`, `500MB`, `1.5G` (as GB, 10^9), `4096B`, or `25%`: a share of all experts' bytes.
-
-    Raises: ChoiceError if it is none of these.
-    """
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?i?b?|%)", text.strip().lower())
-    unit = match[2] if match else ""
-    if match and unit == "%":
-        if float(match[1]) > 100:
-            raise ChoiceError(f"{text!r} is more than all experts; give a share of at most 100%")
-        return Size(percent=float(match[1]))
-    factor = UNITS.get(unit if unit == "b" else unit.removesuffix("b"))
-    if match is None or factor is None:
-        raise ChoiceError(f"{text!r} is no size; give bytes with a unit, as 6GiB or 500MB, or a share, as 25%")
-    return Size(bytes=int(Decimal(match[1]) * factor))
-
-
-def size_text(size: int) -> str:
-    """Bytes as a short text, in the units that memory is sold in."""
-    for unit in ("GiB", "MiB", "KiB"):
-        factor = UNITS[unit[:2].lower()]
-        if abs(size) >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size} B"
+from foregate.sizes import Size, size_text
 
 
 def minimum_slots(top_k: int, experts: int) -> int:

@@ -16,12 +16,14 @@ FIELDS = (
     "from_host",  # of these, from host memory
     "bytes",  # bytes read from the device for them
     "guessed",  # speculative reads that were issued
-    "dropped",  # of these, never started: their layer had passed
-    "wasted",  # of these, read and evicted (or dropped) without a use
+    "dropped",  # of these, never read: their layer had passed before it was their turn
+    "wasted",  # of these, read (or being read) when they were evicted, without a use
+    "used",  # of these, in time or late; what is left of the guessed lies in slots, and may still be used
     "stall",  # seconds waited for bytes
     "predictor",  # seconds in which the predictor and the planner looked ahead
     "compute",  # seconds in the experts
 )
+WHOLE = 12  # so many fields, the first, are counts; the others are seconds
 PLACE = {name: place for place, name in enumerate(FIELDS)}
 KEPT = 1 << 14  # passes whose numbers are kept one by one; totals count all
 
@@ -72,7 +74,7 @@ class Telemetry:
         counted[self._kind] = counted[self._kind] + self._now
         both = counted["prefill"] + counted["decode"]
         total: dict[str, Any] = {name: float(both[:, place].sum()) for name, place in PLACE.items()}
-        for name in FIELDS[:11]:
+        for name in FIELDS[:WHOLE]:
             total[name] = int(total[name])
         total["by_layer"] = {name: both[:, place].tolist() for name, place in PLACE.items()}
         for kind, numbers in counted.items():
@@ -89,8 +91,7 @@ class Telemetry:
                 "bytes": int(numbers[:, PLACE["bytes"]].sum()),
                 "stall": float(numbers[:, PLACE["stall"]].sum()),
             }
-        used = total["in_time"] + total["late"]
-        total["cold_precision"] = _share(used, used + total["wasted"])
+        total["cold_precision"] = _share(total["used"], total["used"] + total["wasted"])
         return total
 
     def _close(self) -> None:

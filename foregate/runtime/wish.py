@@ -9,10 +9,11 @@ import numpy as np
 
 from foregate import components
 from foregate.errors import ChoiceError, need
+from foregate.history import History
 from foregate.memory.prefetch import PREFETCH
 from foregate.models import next_gate_tables
 from foregate.predictors import PREDICTORS
-from foregate.predictors.base import Predictor
+from foregate.predictors.base import HIDDEN, Predictor
 from foregate.predictors.hidden.gates import NextGate
 from foregate.predictors.speculation import LEARNABLE, SPECULATION_MODES, speculator
 from foregate.predictors.storage import load
@@ -91,25 +92,65 @@ def find(wish: Wish, spec: MoESpec, tables: Callable[[], Any]) -> Predictor | No
     text = wish.predictor
     if text is None or isinstance(text, Predictor):
         return text
-    if Path(text).suffix == ".npz" or Path(text).is_file():
-        return load(Path(text), spec)
-    if text in SPECULATION_MODES:
-        made = speculator(text, horizon=wish.distance)
-        assert made is not None
-        name = str(SPECULATION_MODES[text]).partition(":")[0]
-    else:
-        made = components.build(PREDICTORS, text, horizon=wish.distance)
-        name = text.partition(":")[0]
+    if _is_file(text):
+        return _answering(load(Path(text), spec), text, spec, wish.distance)
+    made = _made(text, wish.distance)
     if isinstance(made, NextGate):
         made.gain_, made.router_, bias = tables()
         made.bias_ = np.zeros(made.router_.shape[:2], dtype=np.float32) if bias is None else bias
         made.frequency_ = np.full(made.router_.shape[:2], 1 / spec.num_experts, dtype=np.float32)
         return made
-    if name not in UNTAUGHT:
+    return made.fit(_nothing(spec))
+
+
+def refuse(wish: Wish, evict: str) -> None:
+    """What `find` and `check` would refuse, as far as that can be said without a model. Raises: ChoiceError."""
+    text = wish.predictor
+    if isinstance(text, str):
+        check(load(Path(text)) if _is_file(text) else _made(text, wish.distance), wish.policy, evict)
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).suffix == ".npz" or Path(text).is_file()
+
+
+def _made(text: str, distance: int) -> Predictor:
+    """A component, or a speculation mode, that knows nothing yet. Raises: ChoiceError for one that must be fitted."""
+    if text in SPECULATION_MODES:
+        made = speculator(text, horizon=distance)
+        assert made is not None
+        name = str(SPECULATION_MODES[text]).partition(":")[0]
+    else:
+        made = components.build(PREDICTORS, text, horizon=distance)
+        name = text.partition(":")[0]
+    if name not in UNTAUGHT and not isinstance(made, NextGate):
         raise ChoiceError(
             f"{text} must be fitted before it can guess: foregate train makes a file of it, then prefetch FILE.npz"
         )
-    return made.fit(_nothing(spec))
+    return made
+
+
+def _answering(predictor: Predictor, file: str, spec: MoESpec, distance: int) -> Predictor:
+    """The predictor of a file, once it has answered for this model. Raises: ChoiceError if it does not."""
+    horizon = getattr(predictor, "horizon", distance)
+    if distance > horizon:
+        raise ChoiceError(
+            f"{file} learned to look {horizon} layers ahead, not {distance}; ask with distance={horizon}, or fit it "
+            f"with horizon={distance}"
+        )
+    if predictor.needs & HIDDEN:  # its file says of which model it is: it cannot be asked without states
+        return predictor
+    history = History(spec)
+    history.begin(np.zeros(1, dtype=np.int32))
+    nothing = np.zeros((1, spec.top_k))
+    history.observe(0, nothing.astype(np.int16), nothing.astype(np.float32))
+    try:
+        answers = [predictor.predict(history.query(target)).shape for target in range(1, spec.num_layers)]
+    except (IndexError, ValueError, KeyError, AssertionError) as error:
+        raise ChoiceError(f"{file} was fitted on another model than {spec.model}; fit it on this one") from error
+    if any(shape != (1, spec.num_experts) for shape in answers):
+        raise ChoiceError(f"{file} was fitted on another model than {spec.model}; fit it on this one")
+    return predictor
 
 
 def check(predictor: Predictor | None, policy: str, evict: str) -> None:

@@ -6,6 +6,7 @@ What was read once is not kept in memory a second time, and a figure measured he
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -51,9 +52,12 @@ class DirectFile:
         self.path = path
         try:
             self._fd, self.direct = _open(path)
-            self.size = os.fstat(self._fd).st_size
+            self._close = weakref.finalize(self, os.close, self._fd)
+            self._close.atexit = False  # threads may still read
+            state = os.fstat(self._fd)
         except OSError as error:
             raise StorageError(f"cannot open {path}: {error.strerror}") from error
+        self.size, self._written = state.st_size, state.st_mtime_ns
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill `buffer` with the bytes from `offset` on.
@@ -62,7 +66,8 @@ class DirectFile:
         otherwise.
 
         Returns: bytes read from the device, whole blocks.
-        Raises: SourceError if the file ends before; StorageError if the disk refuses.
+        Raises: SourceError if the file ends before, or was written to since it was opened; StorageError if the disk
+        refuses.
         """
         if not self.direct:
             return self.scatter([(offset, buffer)])
@@ -95,14 +100,12 @@ class DirectFile:
         return stop - start
 
     def close(self) -> None:
-        """Close the file; reading from it afterwards is our mistake."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Close the file, as happens when nobody holds this object; reading from it afterwards is our mistake."""
+        self._close()
 
     def _fill(self, offset: int, buffer: Buffer, needed: int) -> None:
         """Read until `needed` bytes are there: a call may return fewer (interrupted calls Python repeats itself)."""
-        assert self._fd >= 0, f"{self.path} was closed"
+        assert self._close.alive, f"{self.path} was closed"
         if offset + needed > self.size:
             raise SourceError(f"{self.path} ends at byte {self.size}, before byte {offset + needed} that was asked for")
         done = 0
@@ -113,6 +116,8 @@ class DirectFile:
                 raise StorageError(f"cannot read {self.path} at byte {offset + done}: {error.strerror}") from error
             if done + got < needed and self.direct:
                 got = got // BLOCK * BLOCK  # O_DIRECT goes on at a block's beginning
+            if os.fstat(self._fd).st_mtime_ns != self._written:
+                raise SourceError(f"{self.path} was changed while it was in use; load the model again")
             if got == 0:
                 raise StorageError(f"cannot read {self.path} at byte {offset + done}: nothing comes")
             done += got

@@ -134,14 +134,27 @@ class Reader:
             running = time.perf_counter() - self._since if self._reading else 0.0
             return Statistics(self._reads, self._bytes, self._seconds + running, self._retries, self._cancelled)
 
-    def close(self) -> None:
-        """End the threads after the reads under way; who waits for a queued one is told. Twice is no mistake."""
+    def drain(self) -> None:
+        """Call off all that has not started, and wait for what has: no buffer is written to any more."""
+        with self._lock:
+            self._cancelled += len(self._queue)
+            for ticket in self._queue:
+                self._end(ticket, CANCELLED)
+            self._queue.clear()
+            self._lock.wait_for(lambda: not self._reading)
+
+    def stop(self) -> None:
+        """Have the threads end, and wait for none of them; who waits for a queued read is told."""
         with self._lock:
             self._closed = True
             for ticket in self._queue:
                 self._end(ticket, FAILED, StorageError(f"{ticket} was not read: reading was stopped before"))
             self._queue.clear()
             self._lock.notify_all()
+
+    def close(self) -> None:
+        """End the threads after the reads under way; who waits for a queued one is told. Twice is no mistake."""
+        self.stop()
         for thread in self._threads:
             thread.join()
 
@@ -169,11 +182,12 @@ class Reader:
                 error = raised
             with self._lock:
                 self._reading -= 1
-                if not self._reading:
-                    self._seconds += time.perf_counter() - self._since
                 self._reads += error is None
                 self._bytes += ticket.bytes
                 self._end(ticket, DONE if error is None else FAILED, error)
+                if not self._reading:
+                    self._seconds += time.perf_counter() - self._since
+                    self._lock.notify_all()  # who drains
 
     def _take(self) -> Ticket | None:
         with self._lock:

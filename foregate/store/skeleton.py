@@ -37,16 +37,21 @@ def fetch_config(folder: Path, name: str, *, trust_remote_code: bool = False) ->
     """The checkpoint's config. Raises: ModelError if it cannot be read, or the weights are quantised."""
     auto = need("transformers", "models").AutoConfig
     config = fetch(auto, str(folder), "config", trust_remote_code=trust_remote_code)
+    refuse_quantised(config, name)
+    return config
+
+
+def refuse_quantised(config: Any, name: str) -> None:
+    """Raises: ModelError if the config says that the weights are quantised."""
     for one in (config, config.get_text_config()):
         if quantised := getattr(one, "quantization_config", None):
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
-            method = getattr(method, "value", method)
+            options = quantised if isinstance(quantised, dict) else quantised.to_dict()
+            method = options.get("quant_method", "by a method it does not name")
             raise ModelError(
-                f"{name} is quantised ({method}), and foregate reads experts of 16 or 32 bits "
-                "only; take the model's unquantised checkpoint, and `foregate pack --bits 8` or `--bits 4` to make it "
-                "smaller"
+                f"{name} is quantised ({getattr(method, 'value', method)}), and foregate reads experts of 16 or 32 "
+                "bits only; take the model's unquantised checkpoint, and `foregate pack --bits 8` or `--bits 4` to "
+                "make it smaller"
             )
-    return config
 
 
 def skeleton(

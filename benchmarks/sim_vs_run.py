@@ -1,0 +1,339 @@
+"""Does the simulator tell the truth? The widened model runs from slots with many policies and budgets; the same routing
+is simulated with this machine's profile; tokens a second are compared.
+
+Settings take turns, prompt by prompt, each cold; the machine is profiled anew before each prompt, on the model's own
+files, and medians are taken. Reads are timed through the store that the runtime reads with, whose copies are part of
+what a read takes; so is what reading and computing cost each other.
+
+Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the readers' processor; before torch loads
+
+import numpy as np
+import torch
+import transformers
+
+import foregate
+from foregate.hardware import compute
+from foregate.hardware.measure import QUICK
+from foregate.hardware.measure import measure as profile_machine
+from foregate.hardware.profile import Profile, Timing
+from foregate.hardware.sampling import repeat, timing
+from foregate.memory.eviction import eviction
+from foregate.memory.prefetch import prefetch
+from foregate.predictors.base import Predictor
+from foregate.predictors.storage import save
+from foregate.runtime.wish import Wish, find
+from foregate.simulation.chances import chances_of
+from foregate.simulation.costs import Costs
+from foregate.simulation.pace import Pace, pace_of
+from foregate.simulation.passes import passes_of
+from foregate.simulation.shapes import ModelShape, of_config
+from foregate.simulation.simulate import Setting, play
+from foregate.spec import MoESpec
+from foregate.store.checkpoint import CheckpointStore
+from foregate.store.direct import aligned
+
+ROOT = Path(__file__).resolve().parent.parent
+SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
+THREADS = 2  # that read
+GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2", "budget:1GiB")]
+MORE = [("s3fifo", "threshold:0.5"), ("arc", "none")]
+OVERLAP = 1.5  # seconds that each side of the overlap is measured for
+STORED = ("read", "work-alone", "work-beside-reads", "read-alone", "read-beside-work")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to run: eviction, prefetch policy, share of the experts that slots hold."""
+
+    evict: str
+    policy: str
+    budget: float
+
+    def __str__(self) -> str:
+        return f"{self.evict:10} {self.policy:14} {self.budget:4.0%}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one case did with one prompt.
+
+    rate    decoded tokens a second, the first few left out
+    counts  Engine.stats
+    load    of the machine, over the last minute
+    """
+
+    rate: float
+    counts: dict[str, Any]
+    load: float
+
+
+class Watch:
+    """A streamer for `generate`: notes when each token was written."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """The prompt, then a token."""
+        self.marks.append(time.perf_counter())
+
+    def end(self) -> None:
+        """All is written."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of those that count."""
+        marks = self.marks[1 + SKIPPED :]
+        return (len(marks) - 1) / (marks[-1] - marks[0])
+
+
+def prompts(folder: Path, count: int) -> list[Any]:
+    """Token ids [1, P] of texts that foregate ships."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    lines = (ROOT / "foregate" / "data" / "demo_prompts.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines[:: max(1, len(lines) // count)][:count]]
+    return [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+
+
+def machine() -> dict[str, Any]:
+    """Load and versions."""
+    return {
+        "load": os.getloadavg(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernel": os.uname().release,
+    }
+
+
+def through_store(store: CheckpointStore, given: compute.Outline, seconds: float) -> list[Timing]:
+    """Reads of whole experts as the runtime makes them, by how many are under way, and the overlap with computing."""
+    size = store.layout.slot_bytes
+    work = compute.Experts(given).work(1)
+    found = [timing("read", size, [_read(store, depth, seconds)], at_once=depth) for depth in range(1, THREADS + 1)]
+    work()
+    alone, read_alone = repeat(work, OVERLAP), _read(store, THREADS, OVERLAP)
+    beside: list[float] = []
+    stop = threading.Event()
+    reader = threading.Thread(target=lambda: beside.extend(_read(store, THREADS, 60.0, stop)))
+    reader.start()
+    slowed = repeat(work, 2 * OVERLAP)
+    stop.set()
+    reader.join()
+    rows = {"work-alone": alone, "work-beside-reads": slowed, "read-alone": read_alone, "read-beside-work": beside}
+    # Means, not medians: what takes long now and then is part of what a run takes.
+    return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
+
+
+def _read(store: CheckpointStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
+    """Seconds of single reads of random experts."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    stop = stop or threading.Event()
+
+    def go(seed: int) -> None:
+        chosen = np.random.default_rng(seed)
+        buffer = aligned(store.layout.slot_bytes)
+        store.read_into(0, 0, buffer)  # its pages exist before the clock runs
+        while time.perf_counter() < end and not stop.is_set():
+            began = time.perf_counter()
+            store.read_into(int(chosen.integers(store.num_layers)), int(chosen.integers(store.num_experts)), buffer)
+            times.append(time.perf_counter() - began)
+
+    runners = [threading.Thread(target=go, args=(i + int(time.time()),)) for i in range(threads)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    return times
+
+
+def profiled(folder: Path, predictor: Path, store: CheckpointStore, given: compute.Outline) -> Profile:
+    """This machine now."""
+    effort = replace(QUICK, cold=256 << 20, tokens=(1, 2, 4, 16, 64), rounds=2)
+    profile = profile_machine(folder, model=str(folder), predictor=predictor, effort=effort)
+    kept = tuple(t for t in profile.timings if t.kind not in STORED)
+    return replace(profile, timings=(*kept, *through_store(store, given, 1.5)))
+
+
+def merged(profiles: list[Profile]) -> Profile:
+    """Medians of every number over several profiles."""
+    times: dict[Any, list[float]] = {}
+    for profile in profiles:
+        for t in profile.timings:
+            times.setdefault((t.kind, t.size, t.at_once), []).append(t.seconds)
+    timings = [replace(t, seconds=statistics.median(times[t.kind, t.size, t.at_once])) for t in profiles[0].timings]
+    return replace(profiles[0], timings=tuple(timings))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs share."""
+
+    folder: Path
+    shape: ModelShape
+    predictor: Predictor
+    distance: int
+    tokens: int
+    pace: Pace
+
+    def run(self, case: Case, number: int, ids: Any) -> tuple[Block, Any]:
+        """Measured, and the routing."""
+        guessing = case.policy != "none"
+        with foregate.offload(
+            str(self.folder),
+            memory=f"{case.budget:.0%}",
+            evict=case.evict,
+            prefetch=f"{case.policy},distance={self.distance}" if guessing else None,
+            predictor=self.predictor if guessing else None,
+            threads=THREADS,
+            read_seconds=self.pace.read,
+            window_seconds=self.pace.window,
+        ) as engine:
+            watch = Watch()
+            engine.generate(
+                ids, max_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=2, streamer=watch
+            )
+            return Block(watch.rate, engine.stats(), os.getloadavg()[0]), engine.record()
+
+    def simulated(self, case: Case, trace: Any, profile: Profile) -> tuple[float, dict[str, Any]]:
+        """Tokens a second over the same tokens, and the totals."""
+        passes = passes_of(trace)
+        costs = Costs.of(
+            profile, self.shape, tokens=int(passes.tokens.max()), rows=int(passes.rows.max()), threads=THREADS
+        )
+        options = {
+            "expert_bytes": self.shape.slot_bytes,
+            "read_seconds": self.pace.read,
+            "window_seconds": self.pace.window,
+        }
+        slots = int(round(case.budget * 100) * self.shape.all_experts / 100 + 1e-9)
+        setting = Setting(slots, eviction(case.evict), prefetch(case.policy), options=options)
+        said = None
+        if case.policy != "none":
+            said = chances_of(self.predictor, trace, passes, self.distance)
+        line = play(passes, costs, setting, chances=said)
+        timed = line.pass_seconds[1 + SKIPPED :]
+        return len(timed) / float(timed.sum()), line.totals()
+
+
+def compare(
+    bench: Bench, cases: list[Case], texts: list[Any], profile: Callable[[], Profile], keep: Callable[[Any], None]
+) -> list[dict[str, Any]]:
+    """Every case on every prompt; then the same, simulated. A row for each case."""
+    profiles: list[Profile] = []
+    runs: dict[Case, list[tuple[Block, Any]]] = {case: [] for case in cases}
+    for number, ids in enumerate(texts):
+        profiles.append(profile())
+        place = number * len(cases) // len(texts)
+        for case in cases[place:] + cases[:place]:
+            block, trace = bench.run(case, number, ids)
+            runs[case].append((block, trace))
+            print(f"{number} {case}  {block.rate:6.2f} tok/s  load {block.load:.1f}", flush=True)
+    known = merged(profiles)
+    rows = []
+    for case in cases:
+        ratios, rates, found = [], [], []
+        for block, trace in runs[case]:
+            rate, totals = bench.simulated(case, trace, known)
+            rates.append(rate)
+            ratios.append(rate / block.rate)
+            found.append((block, totals))
+        block, totals = found[0]
+        rows.append(
+            {
+                **asdict(case),
+                "measured": statistics.median(b.rate for b, _ in found),
+                "simulated": statistics.median(rates),
+                "error": statistics.median(ratios) - 1,
+                "errors": [r - 1 for r in ratios],
+                "load": statistics.median(b.load for b, _ in found),
+                "read": [b.counts["read"] for b, _ in found],
+                "read_simulated": [t["read"] for _, t in found],
+                "stall": [b.counts["stall"] for b, _ in found],
+                "stall_simulated": [t["stall"] for _, t in found],
+                "compute": [b.counts["compute"] for b, _ in found],
+                "compute_simulated": [t["compute"] for _, t in found],
+                "predictor": [b.counts["predictor"] for b, _ in found],
+                "predictor_simulated": [t["predictor"] for _, t in found],
+            }
+        )
+    keep({"rows": rows, "machine": machine(), "profile": [asdict(t) for t in known.timings]})
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A line for each case, and what was asked for."""
+    lines = [f"{'eviction':10} {'prefetch':14} {'slots':>5} {'measured':>9} {'simulated':>9} {'error':>7} {'load':>6}"]
+    for row in rows:
+        lines.append(
+            f"{row['evict']:10} {row['policy']:14} {row['budget']:5.0%} {row['measured']:9.2f} {row['simulated']:9.2f} "
+            f"{row['error']:+7.1%} {row['load']:6.1f}"
+        )
+    errors = [abs(row["error"]) for row in rows]
+    close = sum(error <= 0.10 for error in errors)
+    lines.append(f"median error {statistics.median(errors):.1%}; {close} of {len(rows)} within 10 %")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder made by recipes/widen.py")
+    parser.add_argument("--budgets", default="25%,50%", help="shares of all experts")
+    parser.add_argument("--predictor", default="multi-layer", help="a saved one (.npz), or one that needs no fit")
+    parser.add_argument("--distance", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=28, help=f"written after each prompt; {SKIPPED} are not timed")
+    parser.add_argument("--rounds", type=int, default=3, help="prompts")
+    parser.add_argument("--only", type=int, help="so many cases only")
+    parser.add_argument("--threads", type=int, default=2, help="that compute")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    budgets = [float(share.strip().rstrip("%")) / 100 for share in options.budgets.split(",")]
+    cases = [Case(evict, policy, b) for b in budgets for evict, policy in GRID]
+    cases += [Case(evict, policy, budgets[0]) for evict, policy in MORE]
+    cases = cases[: options.only]
+    store, given = CheckpointStore(options.model), compute.outline(str(options.model))
+    shape = of_config(str(options.model))
+    spec = MoESpec(shape.name, "decoder", tuple(range(shape.layers)), shape.experts, shape.top_k, shape.expert_bytes)
+    predictor = find(Wish(options.predictor, "top:2", options.distance), spec, lambda: None)
+    assert predictor is not None
+
+    def profile() -> Profile:
+        with tempfile.TemporaryDirectory() as folder:
+            save(predictor, Path(folder) / "predictor.npz", spec)
+            return profiled(options.model, Path(folder) / "predictor.npz", store, given)
+
+    pace = pace_of(profile(), shape, on_disk=True)
+    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace)
+    texts = prompts(options.model, options.rounds)
+    bench.run(cases[0], -1, texts[0])  # the first loads compiled code
+    print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
+
+    def keep(found: dict[str, Any]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps({"command": vars(options), **found}, default=str, indent=1))
+
+    print(report(compare(bench, cases, texts, profile, keep)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""How this package's functions are compiled, so that a first run does not wait long for them. No decision here.
+
+A compiled function carries the code of all that it calls, so depth costs more than length: what one caller uses is
+pasted into it (`pasted`), what many use takes few arrays (`inner`), and only what Python calls can be called from there
+(`entry`).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+OPTIONS = {"error_model": "numpy", "_nrt": False}
+BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}
+
+
+def entry(function: F) -> F:
+    """Python calls it; compiled code may."""
+    return njit(**OPTIONS, cache=True, no_cfunc_wrapper=True)(function)  # type: ignore[no-any-return]
+
+
+def inner(function: F) -> F:
+    """Only compiled code calls it."""
+    return njit(**BARE)(function)  # type: ignore[no-any-return]
+
+
+def pasted(function: F) -> F:
+    """Only compiled code calls it, and takes it in wherever it does."""
+    return njit(**BARE, inline="always")(function)  # type: ignore[no-any-return]
+
+
+def inner_fused(function: F) -> F:
+    """Only compiled code calls it; products and sums may be rounded once instead of twice."""
+    return njit(**BARE, fastmath={"contract"})(function)  # type: ignore[no-any-return]
+
+
+def allocating(function: F) -> F:
+    """Python calls it, compiled code may; it makes arrays."""
+    return njit(cache=True, error_model="numpy", _nrt=True)(function)  # type: ignore[no-any-return]

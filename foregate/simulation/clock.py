@@ -1,0 +1,313 @@
+"""Time, compiled: one worker that computes or waits, and a link that reads beside it. Decides nothing but whose read is
+next, as store/reader.py does: demands as they came, then guesses, those for the nearest layer first.
+
+Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second. While
+the worker computes, both are slower by factors. Compiled without counting references to arrays (`_nrt`): nothing is
+allocated here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from foregate.arrays import Float64, Int32, Int64
+
+KEY, STAGE, URGENT, GUESS, NUMBER, KIND = range(6)
+"""Columns of `slots`: whose slot it is, how far its read is, whether somebody waits for it, whether it was read ahead
+and not used since, its place among all reads asked for, and where it is read from."""
+
+NOTHING, QUEUED, READING, THERE = range(4)
+"""Stages."""
+
+DISK, HOST = range(2)
+"""Kinds of reads."""
+
+QUEUE, FLYING, TICKETS, NEAREST, PASS, RUNNING, MOVES, EVENTS, FIRST, LAST, SOURCE = range(11)
+"""Places in `now`:
+
+QUEUE    reads that wait               FLYING   reads under way
+TICKETS  reads asked for so far        NEAREST  layer of the last demand
+PASS     the running pass              RUNNING  the running layer, -1 = none yet
+MOVES    transfers noted               EVENTS   events noted
+FIRST    pass whose events are noted first, LAST the last of them
+SOURCE   where experts are: see FROM_DISK
+"""
+
+REGISTERS = 11
+FROM_DISK, BEHIND_HOST, ALL_IN_HOST = range(3)
+
+SLOT, LEFT, BEGAN, AHEAD = range(4)
+"""Columns of `flying`: the slot, the share of the read that is left, when it began, whether nobody waited for it then.
+"""
+
+TIME, WORK_SLOWED, READS_SLOWED = range(3)
+"""Places in `dial`."""
+
+FIELDS = (
+    "demanded",
+    "resident",
+    "in_time",
+    "late",
+    "missed",
+    "read",
+    "from_host",
+    "bytes",
+    "guessed",
+    "dropped",
+    "wasted",
+    "stall",
+    "predictor",
+    "compute",
+    "dense",
+)
+"""Columns of `by_layer` and `by_pass`, as `foregate.runtime.telemetry` has them, and the seconds in the dense parts."""
+
+(
+    DEMANDED,
+    RESIDENT,
+    IN_TIME,
+    LATE,
+    MISSED,
+    READ,
+    FROM_HOST,
+    BYTES,
+    GUESSED,
+    DROPPED,
+    WASTED,
+    STALL,
+    PREDICTOR,
+    COMPUTE,
+    DENSE,
+) = range(15)
+
+READ_EVENT, COMPUTE_EVENT, DENSE_EVENT, PREDICTOR_EVENT, STALL_EVENT = range(5)
+"""Kinds of events: rows of `events` are [kind, begin, end, pass, layer, expert (-1 = several or none), ahead]."""
+
+EPSILON = 1e-9
+"""The share of a read below which it is done."""
+
+
+class Clock(NamedTuple):
+    """C slots, K keys, D reads at once, P passes, L layers.
+
+    slots     [C, 6]    see KEY
+    queue     [C]       the first now[QUEUE] are slots whose reads wait
+    flying    [D, 4]    the first now[FLYING] are reads under way, see SLOT
+    pace      [2, L, D] seconds of a read by kind, layer, and how many are under way, less one
+    size      [L]       bytes of an expert
+    now       [11]      see QUEUE
+    dial      [3]       see TIME
+    by_layer  [L, 15]   see FIELDS; by the layer of the expert, or of the work
+    by_pass   [P, 15]   the same, by the pass in which it was
+    place     [K]       where an expert is to be in host memory, -1 = nowhere
+    holds     [H]       what has been read to there
+    moves     [m, 5]    transfers, as `foregate.memory.replay.transfers` gives them
+    events    [n, 7]    see READ_EVENT
+    """
+
+    slots: Int64
+    queue: Int32
+    flying: Float64
+    pace: Float64
+    size: Int64
+    now: Int64
+    dial: Float64
+    by_layer: Float64
+    by_pass: Float64
+    place: Int32
+    holds: Int32
+    moves: Int32
+    events: Float64
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def count(clock: Clock, layer: int, field: int, value: float) -> None:
+    """So much more of a field."""
+    clock.by_layer[layer, field] += value
+    clock.by_pass[clock.now[PASS], field] += value
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def note(clock: Clock, kind: int, began: float, layer: int, expert: int, ahead: float) -> None:  # noqa: PLR0917
+    """An event ends now, if it is wanted. What does not fit is only counted."""
+    now = clock.now
+    if not now[FIRST] <= now[PASS] <= now[LAST]:
+        return
+    if now[EVENTS] < len(clock.events):
+        row = clock.events[now[EVENTS]]
+        row[0], row[1], row[2], row[3] = kind, began, clock.dial[TIME], now[PASS]
+        row[4], row[5], row[6] = layer, expert, ahead
+    now[EVENTS] += 1
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def ask(clock: Clock, slot: int, urgent: bool) -> None:
+    """Read the slot's expert, as soon as its turn comes."""
+    now, entry = clock.now, clock.slots[slot]
+    entry[STAGE], entry[URGENT], entry[NUMBER] = QUEUED, urgent, now[TICKETS]
+    now[TICKETS] += 1
+    clock.queue[now[QUEUE]] = slot
+    now[QUEUE] += 1
+    if urgent:
+        now[NEAREST] = _layer(clock, slot)
+    _start(clock)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def promote(clock: Clock, slot: int) -> None:
+    """Somebody waits for a read that was asked for: it overtakes all guesses."""
+    clock.slots[slot, URGENT] = True
+    if clock.slots[slot, STAGE] == QUEUED:
+        clock.now[NEAREST] = _layer(clock, slot)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def cancel(clock: Clock, slot: int) -> bool:
+    """Call a read off. False if it had started, or none was asked for."""
+    if clock.slots[slot, STAGE] != QUEUED:
+        return False
+    for i in range(clock.now[QUEUE]):
+        if clock.queue[i] == slot:
+            _take(clock, i)
+            break
+    clock.slots[slot, STAGE] = NOTHING
+    return True
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def work(clock: Clock, seconds: float) -> float:
+    """The worker computes what takes it so long alone. Returns: how long it took."""
+    began, left, slowed = clock.dial[TIME], seconds, clock.dial[WORK_SLOWED]
+    while left > 0:
+        soonest = _soonest(clock, clock.dial[READS_SLOWED])
+        if soonest < 0:
+            clock.dial[TIME] += left
+            break
+        if soonest >= left * slowed:
+            _advance(clock, left * slowed, clock.dial[READS_SLOWED])
+            break
+        _advance(clock, soonest, clock.dial[READS_SLOWED])
+        left -= soonest / slowed
+        _finish(clock)
+    return float(clock.dial[TIME] - began)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def wait(clock: Clock, slot: int) -> float:
+    """The worker waits until a read that was asked for has ended. Returns: seconds."""
+    began = clock.dial[TIME]
+    promote(clock, slot)
+    while clock.slots[slot, STAGE] != THERE:
+        _advance(clock, max(_soonest(clock, 1.0), 0.0), 1.0)
+        _finish(clock)
+    return float(clock.dial[TIME] - began)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _layer(clock: Clock, slot: int) -> int:
+    return int(clock.slots[slot, KEY] // (len(clock.place) // len(clock.size)))
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _soonest(clock: Clock, slowed: float) -> float:
+    """Seconds until the next read ends, -1 = none is under way."""
+    flying, many = clock.flying, clock.now[FLYING]
+    soonest = -1.0
+    for i in range(many):
+        slot = int(flying[i, SLOT])
+        ends = flying[i, LEFT] * clock.pace[clock.slots[slot, KIND], _layer(clock, slot), many - 1] * slowed
+        if soonest < 0 or ends < soonest:
+            soonest = ends
+    return soonest
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _advance(clock: Clock, seconds: float, slowed: float) -> None:
+    """Time passes; no read ends before."""
+    flying, many = clock.flying, clock.now[FLYING]
+    clock.dial[TIME] += seconds
+    for i in range(many):
+        slot = int(flying[i, SLOT])
+        flying[i, LEFT] -= seconds / (clock.pace[clock.slots[slot, KIND], _layer(clock, slot), many - 1] * slowed)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _finish(clock: Clock) -> None:
+    """Reads that have nothing left are done; others take their places."""
+    flying, now, i = clock.flying, clock.now, 0
+    while i < now[FLYING]:
+        if flying[i, LEFT] > EPSILON:
+            i += 1
+            continue
+        _land(clock, int(flying[i, SLOT]), flying[i, BEGAN], flying[i, AHEAD])
+        now[FLYING] -= 1
+        for column in range(4):
+            flying[i, column] = flying[now[FLYING], column]
+    _start(clock)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _land(clock: Clock, slot: int, began: float, ahead: float) -> None:
+    clock.slots[slot, STAGE] = THERE
+    layer = _layer(clock, slot)
+    note(clock, READ_EVENT, began, layer, clock.slots[slot, KEY] % (len(clock.place) // len(clock.size)), ahead)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _start(clock: Clock) -> None:
+    """Reads begin while there is room on the link; from here on they are charged."""
+    now = clock.now
+    while now[QUEUE] > 0 and now[FLYING] < len(clock.flying):
+        slot = _take(clock, _first(clock))
+        entry, layer = clock.slots[slot], _layer(clock, slot)
+        entry[KIND] = _kind(clock, entry[KEY])
+        count(clock, layer, READ, 1)
+        if entry[KIND] == DISK:
+            count(clock, layer, BYTES, clock.size[layer])
+        else:
+            count(clock, layer, FROM_HOST, 1)
+        began, ahead = clock.dial[TIME], 1.0 - entry[URGENT]
+        if clock.pace[entry[KIND], layer, 0] == 0:
+            _land(clock, slot, began, ahead)
+            continue
+        entry[STAGE] = READING
+        row = clock.flying[now[FLYING]]
+        row[SLOT], row[LEFT], row[BEGAN], row[AHEAD] = slot, 1.0, began, ahead
+        now[FLYING] += 1
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _kind(clock: Clock, key: int) -> int:
+    """Where a key is read from as its read begins; what comes from the disk stays in its place in host memory."""
+    if clock.now[SOURCE] != BEHIND_HOST:
+        return HOST if clock.now[SOURCE] == ALL_IN_HOST else DISK
+    place = clock.place[key]
+    if place < 0:  # its place was given away before it was read
+        return DISK
+    if clock.holds[place] == key:
+        return HOST
+    clock.holds[place] = key
+    return DISK
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _first(clock: Clock) -> int:
+    """The place in the queue whose turn it is."""
+    now, layers = clock.now, len(clock.size)
+    best, least, earliest = 0, layers + 2, np.int64(0)
+    for i in range(now[QUEUE]):
+        entry = clock.slots[clock.queue[i]]
+        ahead = 0 if entry[URGENT] else 1 + (_layer(clock, clock.queue[i]) - now[NEAREST]) % layers
+        if ahead < least or (ahead == least and entry[NUMBER] < earliest):
+            best, least, earliest = i, ahead, entry[NUMBER]
+    return best
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _take(clock: Clock, place: int) -> int:
+    """Out of the queue."""
+    slot = clock.queue[place]
+    clock.now[QUEUE] -= 1
+    clock.queue[place] = clock.queue[clock.now[QUEUE]]
+    return int(slot)

@@ -1,0 +1,155 @@
+"""What each slot holds, compiled: transfers become reads, late guesses are waited for, stale ones dropped. Decides
+nothing.
+
+It does what `foregate.runtime.fetch.Fetch` does, with the clock's link in place of a reader. The two have to stay the
+same; tests compare them. Compiled without counting references to arrays (`_nrt`), which took half of the time.
+"""
+
+from numba import njit
+
+from foregate.memory.core import begin, demand
+from foregate.memory.predicted import Forecast
+from foregate.memory.state import EVICTED, HIT, KEY_IN, SLOT, SLOT_IN, State
+from foregate.simulation.clock import (
+    BEHIND_HOST,
+    DEMANDED,
+    DROPPED,
+    GUESS,
+    GUESSED,
+    IN_TIME,
+    KEY,
+    LATE,
+    MISSED,
+    MOVES,
+    NOTHING,
+    PASS,
+    QUEUE,
+    QUEUED,
+    READING,
+    RESIDENT,
+    RUNNING,
+    SOURCE,
+    STAGE,
+    STALL,
+    STALL_EVENT,
+    THERE,
+    TIME,
+    WASTED,
+    Clock,
+    ask,
+    cancel,
+    count,
+    note,
+    promote,
+    wait,
+)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def issue(clock: Clock, host: tuple[State, Forecast | None], state: State, reads: int, layer: int, ahead: bool) -> None:  # noqa: PLR0917
+    """Start the reads on the planner's desk. Where a slot's last read cannot be called off any more, wait for it.
+
+    host   the planner of the host's memory; used where the clock says so
+    layer  whose experts they are, read `ahead` or on demand
+    """
+    _note_moves(clock, state, reads, ahead)
+    desk, slots = state.desk, clock.slots
+    for r in range(reads):
+        slot = desk[SLOT_IN, r]
+        _forget(clock, slot)
+        if slots[slot, STAGE] != READING:
+            slots[slot, KEY] = desk[KEY_IN, r]
+            _submit(clock, host, slot, not ahead)
+    for r in range(reads):
+        slot = desk[SLOT_IN, r]
+        if slots[slot, KEY] != desk[KEY_IN, r]:
+            began = clock.dial[TIME]
+            count(clock, layer, STALL, wait(clock, slot))
+            note(clock, STALL_EVENT, began, layer, -1, 0.0)
+            slots[slot, KEY] = desk[KEY_IN, r]
+            _submit(clock, host, slot, not ahead)
+    if ahead:
+        for r in range(reads):
+            slots[desk[SLOT_IN, r], GUESS] = True
+        count(clock, layer, GUESSED, reads)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def require(clock: Clock, host: tuple[State, Forecast | None], state: State, served: int, layer: int) -> None:
+    """The running layer needs what the planner's desk says was served: it is counted, and urgent where not there."""
+    desk, slots = state.desk, clock.slots
+    resident, in_time, late = 0, 0, 0
+    for i in range(served):
+        slot, known = desk[SLOT, i], desk[HIT, i] > 0
+        there = slots[slot, STAGE] == THERE
+        if slots[slot, GUESS]:
+            slots[slot, GUESS] = False
+            in_time, late = in_time + there, late + (not there)
+        elif known:
+            resident, late = resident + there, late + (not there)
+        if slots[slot, STAGE] == NOTHING:
+            _submit(clock, host, slot, True)
+        elif not there and known:
+            promote(clock, slot)
+    count(clock, layer, DEMANDED, served)
+    count(clock, layer, RESIDENT, resident)
+    count(clock, layer, IN_TIME, in_time)
+    count(clock, layer, LATE, late)
+    count(clock, layer, MISSED, served - resident - in_time - late)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def passed(clock: Clock, layer: int) -> None:
+    """Guesses for this layer that were not demanded are stale: those that never started are dropped."""
+    experts = len(clock.place) // len(clock.size)
+    i = 0
+    while i < clock.now[QUEUE]:
+        slot = clock.queue[i]
+        if clock.slots[slot, GUESS] and clock.slots[slot, KEY] // experts == layer:
+            cancel(clock, slot)
+            count(clock, layer, DROPPED, 1)
+        else:
+            i += 1
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _forget(clock: Clock, slot: int) -> None:
+    """The slot's expert is evicted: its read is called off where that is still possible."""
+    entry = clock.slots[slot]
+    stage = entry[STAGE]
+    if stage == QUEUED:
+        cancel(clock, slot)
+    elif stage == THERE:
+        entry[STAGE] = NOTHING
+    if entry[GUESS]:
+        entry[GUESS] = False
+        layer = entry[KEY] // (len(clock.place) // len(clock.size))
+        if stage in (READING, THERE):
+            count(clock, layer, WASTED, 1)
+        elif stage == QUEUED:
+            count(clock, layer, DROPPED, 1)
+
+
+@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
+def _submit(clock: Clock, host: tuple[State, Forecast | None], slot: int, urgent: bool) -> None:
+    if clock.now[SOURCE] == BEHIND_HOST:
+        planner, forecast = host
+        key = clock.slots[slot, KEY]
+        layers = planner.chance.shape[0]
+        experts = len(clock.place) // layers
+        planner.desk[SLOT, 0] = key % experts
+        begin(planner, forecast, False)
+        demand(planner, forecast, key // experts, planner.desk[SLOT, :1].copy(), planner.lock[:0])
+    ask(clock, slot, urgent)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _note_moves(clock: Clock, state: State, reads: int, ahead: bool) -> None:
+    """Rows: pass * layers + running layer (the first before it runs, too), key, slot, evicted, ahead."""
+    now, desk = clock.now, state.desk
+    for r in range(reads):
+        if now[MOVES] < len(clock.moves):
+            row = clock.moves[now[MOVES]]
+            row[0] = now[PASS] * len(clock.size) + max(now[RUNNING], 0)
+            row[1], row[2], row[3], row[4] = desk[KEY_IN, r], desk[SLOT_IN, r], desk[EVICTED, r], ahead
+        now[MOVES] += 1

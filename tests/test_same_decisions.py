@@ -1,0 +1,88 @@
+"""The simulator decides what the runtime decides: on the same routing both issue the identical list of transfers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import tiny_models  # noqa: E402
+from offloading import Pair, written  # noqa: E402
+
+from foregate.memory.eviction import EVICTION, eviction  # noqa: E402
+from foregate.memory.planner import Transfers  # noqa: E402
+from foregate.memory.prefetch import prefetch  # noqa: E402
+from foregate.predictors.base import Predictor  # noqa: E402
+from foregate.runtime.wish import Wish, find  # noqa: E402
+from foregate.simulation.chances import chances_of  # noqa: E402
+from foregate.simulation.costs import Costs  # noqa: E402
+from foregate.simulation.passes import passes_of  # noqa: E402
+from foregate.simulation.simulate import Setting, play  # noqa: E402
+from foregate.traces.schema import Trace  # noqa: E402
+
+PROMPTS = torch.tensor([[5, 9, 23, 44, 7, 8, 100, 3], [12, 14, 90, 91, 92, 93, 94, 95]])
+EVICTIONS = sorted(name for name, kind in EVICTION.items() if not kind.needs_future)
+PREFETCHES = ["none", "top:2", "threshold:0.3", "budget:1MiB"]
+SECONDS = {"expert_bytes": 1 << 16, "read_seconds": 1e-3, "window_seconds": 2e-3}
+SLOTS = [4, 9, 20]  # of 32 experts: the fewest of a top-2 model, and more
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Four layers, 8 experts, top-2."""
+    torch.set_num_threads(1)
+    return Pair.of("mixtral", tmp_path_factory.mktemp("mixtral"), model=tiny_models.mixtral(num_hidden_layers=4))
+
+
+def ran(engine: Any, prompts: Any) -> tuple[np.ndarray, Trace]:
+    """What the engine's planner had read, [n, 4] of key, slot, evicted, speculative; and the routing."""
+    issued: list[tuple[int, int, int, bool]] = []
+    issue = engine._fetch.issue
+
+    def noted(transfers: Transfers) -> None:
+        columns = (transfers.key, transfers.slot, transfers.evicted)
+        issued.extend((*row, transfers.speculative) for row in zip(*(c.tolist() for c in columns), strict=True))
+        issue(transfers)
+
+    engine._fetch.issue = noted
+    for prompt in prompts:
+        written(engine.generate, prompt, max_new_tokens=14, eos_token_id=None)
+    return np.array(issued).reshape(-1, 4), engine.record()
+
+
+def simulated(trace: Trace, setting: Setting, predictor: Predictor | None, distance: int) -> np.ndarray:
+    passes = passes_of(trace)
+    one = np.ones((1, 2))
+    costs = Costs(np.full(passes.layers, 1 << 16), np.ones((2, passes.layers, 2)), one, one, np.ones(2), np.ones(2))
+    said = None if predictor is None else chances_of(predictor, trace, passes, distance)
+    moves = play(passes, costs, setting, chances=said, transfers=True).transfers
+    assert moves is not None
+    return moves[:, 1:]
+
+
+def check(pair: Pair, evict: str, policy: str, slots: int, *, distance: int = 2, **options: Any) -> None:
+    usage = np.random.default_rng(0).integers(0, 9, (4, 8))
+    guessing = policy != "none" or evict == "predicted"
+    text = f"multi-layer,{policy},distance={distance}" if guessing else None
+    spare = {"read_seconds": SECONDS["read_seconds"], "window_seconds": SECONDS["window_seconds"]}
+    prompts = options.pop("prompts", [PROMPTS[:1], PROMPTS[1:]])
+    with pair.engine(slots, text, evict=evict, **spare) as engine:
+        predictor = None if text is None else find(Wish.of(text), engine._passes["decoder"].spec, lambda: None)
+        size = engine._store.layout.slot_bytes
+        issued, trace = ran(engine, prompts)
+    given = {**SECONDS, "expert_bytes": size, "profile": usage if evict == "static" else None}
+    setting = Setting(slots, eviction(evict), prefetch(policy), options=given)
+    found = simulated(trace, setting, predictor, distance)
+    assert len(issued) > slots
+    if policy in ("top:2", "threshold:0.3") and slots > 4:
+        assert issued[:, 3].any(), "nothing was read ahead: the test says nothing of guesses"
+    np.testing.assert_array_equal(found, issued)
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+@pytest.mark.parametrize("policy", PREFETCHES)
+@pytest.mark.parametrize("evict", EVICTIONS)
+def test_the_simulator_moves_what_the_runtime_moves(pair: Pair, evict: str, policy: str, slots: int) -> None:
+    check(pair, evict, policy, slots)
