@@ -442,3 +442,24 @@ def test_buffers_begin_where_the_disk_wants_them(nbytes: int, multiple: int) -> 
     assert len(buffer) == nbytes
     assert buffer.ctypes.data % multiple == 0
     buffer[:] = 1
+
+
+def test_a_checkpoint_that_is_written_to_is_refused_and_one_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
+    mixtral().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    store = CheckpointStore(tmp_path)
+    before, after = (np.zeros(store.layout.slot_bytes, np.uint8) for _ in range(2))
+    store.read_into(0, 0, before)
+    other = tmp_path / "other"
+    other.write_bytes(file.read_bytes()[:100])
+    held = tmp_path / "held"
+    file.rename(held)
+    other.rename(file)
+    store.read_into(0, 0, after)
+    assert np.array_equal(before, after)
+    with held.open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"x")
+    with pytest.raises(SourceError, match="was written to while"):
+        store.read_into(0, 0, after)
+    store.close()

@@ -1,6 +1,6 @@
 """Single keys, one after another, as cache simulators take them: how many hit. No sets, no guesses, no clock.
 
-Belady's are counted without asking for victims, because only the count is wanted; a test holds them to `by_policy`.
+Those of lru and belady are counted without slots, because only the count is wanted; a test holds them to `by_policy`.
 """
 
 import numpy as np
@@ -10,10 +10,11 @@ from foregate.errors import ChoiceError
 from foregate.memory.assemble import assemble
 from foregate.memory.compiled import allocating, entry
 from foregate.memory.eviction import admit, eviction, touch, victim
-from foregate.memory.interface import BELADY, Eviction
+from foregate.memory.interface import BELADY, LRU, Eviction
+from foregate.memory.lists import HOME, drop, make_lists, oldest, push, renew
 from foregate.memory.predicted import Predicted
 from foregate.memory.replay import next_uses
-from foregate.memory.state import FILLED, FLOOR, POLICY, State
+from foregate.memory.state import FILLED, FLOOR, POLICY, YOUNG, State
 
 
 def replay_keys(
@@ -24,6 +25,8 @@ def replay_keys(
     Raises: ChoiceError; `predicted` needs routed sets.
     """
     kind = _possible(evict, slots)
+    if kind.code == LRU:
+        return int(_lru_hits(make_lists(num_keys), keys, slots))
     if kind.code == BELADY:
         return int(_best_hits(keys, num_keys, slots))
     return by_policy(keys, num_keys, slots, kind, profile)
@@ -76,6 +79,24 @@ def _hits(state: State, keys: Int32, future: Int64) -> int:
         slot_of[key] = slot
         state.key_of[slot] = key
         admit(state, now[POLICY], key, next_use)
+    return hits
+
+
+@entry
+def _lru_hits(lists: Int32, keys: Int32, slots: int) -> int:
+    """The policy's queue, without slots."""
+    hits, held = 0, 0
+    for i in range(len(keys)):
+        key = int(keys[i])
+        if lists[key, HOME] == YOUNG:
+            renew(lists, key)
+            hits += 1
+            continue
+        if held < slots:
+            held += 1
+        else:
+            drop(lists, oldest(lists, YOUNG))
+        push(lists, YOUNG, key)
     return hits
 
 

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any, final
 
-from foregate.errors import need
+from foregate.errors import SourceError, need
 from foregate.models import stacks
 from foregate.store.base import Buffer, ExpertStore
 from foregate.store.conversion import places
@@ -63,6 +63,8 @@ class CheckpointStore(ExpertStore):
             targets = [(piece.start, self._target(piece, buffer)) for piece in run]
             file = self._files[run[0].file]
             total += file.read_into(*targets[0]) if len(run) == 1 else file.scatter(targets)
+            if file.changed:  # there is no checksum to tell by
+                raise SourceError(f"{run[0].file} was written to while it was in use; load the model again")
             for piece, (_, target) in zip(run, targets, strict=True):
                 if piece.view:
                     _reorder(piece, target, buffer)

@@ -59,6 +59,11 @@ class DirectFile:
             raise StorageError(f"cannot open {path}: {error.strerror}") from error
         self.size, self._written = state.st_size, state.st_mtime_ns
 
+    @property
+    def changed(self) -> bool:
+        """Whether it was written to since it was opened. One that took its place under its name does not matter."""
+        return os.fstat(self._fd).st_mtime_ns != self._written
+
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill `buffer` with the bytes from `offset` on.
 
@@ -66,8 +71,7 @@ class DirectFile:
         otherwise.
 
         Returns: bytes read from the device, whole blocks.
-        Raises: SourceError if the file ends before, or was written to since it was opened; StorageError if the disk
-        refuses.
+        Raises: SourceError if the file ends before; StorageError if the disk refuses.
         """
         if not self.direct:
             return self.scatter([(offset, buffer)])
@@ -116,8 +120,6 @@ class DirectFile:
                 raise StorageError(f"cannot read {self.path} at byte {offset + done}: {error.strerror}") from error
             if done + got < needed and self.direct:
                 got = got // BLOCK * BLOCK  # O_DIRECT goes on at a block's beginning
-            if os.fstat(self._fd).st_mtime_ns != self._written:
-                raise SourceError(f"{self.path} was changed while it was in use; load the model again")
             if got == 0:
                 raise StorageError(f"cannot read {self.path} at byte {offset + done}: nothing comes")
             done += got

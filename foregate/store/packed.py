@@ -142,7 +142,7 @@ class PackedStore(ExpertStore):
         """One block; see ExpertStore."""
         at = layer * self.num_experts + expert
         read = self._file.read_into(at * self.layout.slot_bytes, buffer)
-        if self._always or not self._verified[at]:
+        if self._always or not self._verified[at] or self._file.changed:
             if checksum(buffer) != self.index.checksums[at]:
                 raise SourceError(
                     f"{self.path / BLOCKS} is damaged: expert {expert} of mixture layer {layer} does not match its "
