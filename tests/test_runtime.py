@@ -566,7 +566,9 @@ def test_the_plan_comes_before_the_model() -> None:
 
 
 def test_with_everything_resident_it_costs_little(pair: Pair) -> None:
-    """Processor time of a layer that computes one token, against the whole model, best of interleaved rounds."""
+    """Processor time of a layer that computes one token, against the whole model, best of interleaved rounds: at most
+    a tenth of what two experts of 50 MB compute for, 10 ms.
+    """
     ids = ONE_PROMPT[:, :1]
     with pair.engine(pair.experts) as engine, torch.no_grad():
 
@@ -578,7 +580,7 @@ def test_with_everything_resident_it_costs_little(pair: Pair) -> None:
 
         seconds(engine.model)
         rounds = [(seconds(engine.model), seconds(pair.whole)) for _ in range(7)]
-    assert min(a for a, _ in rounds) - min(b for _, b in rounds) < 500e-6
+    assert min(a for a, _ in rounds) - min(b for _, b in rounds) < 1e-3
 
 
 @pytest.mark.gpu

@@ -52,7 +52,7 @@ def break_even(stage: Stage, slots: int, distance: int = 1, *, seed: int = 0) ->
             host_slots=stage.host_slots,
             look_seconds=0.0,
         )
-        points.append((run.counts.cold_precision, alone / run.seconds))
+        points.append((run.cold_precision or 0.0, alone / run.seconds))
     return BreakEven(_crossing(points), tuple(points), distance)
 
 

@@ -107,6 +107,12 @@ class Timeline:
         found: Float64 = self.by_layer[:, PLACE[field]]
         return found
 
+    @property
+    def cold_precision(self) -> float | None:
+        """Share of the guesses read that were used before they left, as the runtime says it; None if none was."""
+        used = int(self.counts.guess_hits.sum())
+        return _share(used, used + float(self.of_layer("wasted").sum()))
+
     def token_seconds(self, prefill: bool = False) -> dict[str, float]:
         """Seconds of a pass, which is the time a token takes: mean, p50, p95 and p99 over decoding passes (or those of
         prefills); empty where there are none.
@@ -140,7 +146,7 @@ class Timeline:
         total["token_seconds"] = self.token_seconds()
         total["stall_share"] = self.stall_share
         total["hit_share"] = _share(total["resident"] + total["in_time"], total["demanded"])
-        total["cold_precision"] = self.counts.cold_precision if self.counts.guesses.sum() else None
+        total["cold_precision"] = self.cold_precision
         total["slots"] = self.slots
         return total
 
