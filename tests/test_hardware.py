@@ -237,8 +237,10 @@ def test_the_file_has_no_name_while_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_behind_however_it_ends(how: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from foregate.hardware import disk\n"
+        "import signal, sys; from pathlib import Path; from foregate.hardware import disk\n"
         "from foregate.hardware.sampling import Pace\n"
+        # who was started in the background has Ctrl-C ignored, and hands that on
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"with disk.scratch(Path({str(tmp_path)!r}), 64 << 20) as files:\n"
         "    print('reading', flush=True)\n"
         "    disk.time_reads(files, (1 << 16,), (4,), Pace(1, 60.0))\n"
