@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from foregate.errors import ChoiceError
 from foregate.runtime.sizes import MemoryPlan, minimum_slots, plan_memory
-from foregate.sizes import Size, parse_bytes, parse_size, size_text
+from foregate.sizes import Size, parse_size, size_text
 
 NEEDS: dict[str, Any] = {
     "dense": 10**9,
