@@ -19,7 +19,7 @@ import numpy as np
 from foregate.arrays import Float32, Float64, Int, Int32, Int64
 from foregate.memory.compiled import inner, inner_fused, pasted
 from foregate.memory.experience import load
-from foregate.memory.habits import FADING, FEATURES, Habits, describe, forget_sequence, make_habits, remember
+from foregate.memory.habits import FEATURES, Habits, describe, forget_sequence, make_habits, remember
 from foregate.memory.interface import PREDICTED, Eviction
 from foregate.memory.network import HIDDEN, HORIZON, weights
 
@@ -27,7 +27,6 @@ STEPS = np.float32(64)  # of the table of logarithms of the sigmoid, per unit
 REACH = np.float32(16)  # it goes from -REACH to REACH
 PASS, LAYER = 0, 1
 ZERO = np.float32(0)
-SLOW = FADING - 2  # the moving average that tells what follows a chance that was missed
 
 
 @final
@@ -130,13 +129,12 @@ def observe(forecast: Forecast, layer: int, experts: Int) -> None:
 def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
     """`chance` [E]: the probability that each expert is used when `layer` runs next.
 
-    If it is not, its use is taken to come at the rate of its slower moving average.
+    If it is not, it is worth one pass later what the network says of it now.
     """
     stay = np.exp(-1 / HORIZON)
     turn = _turn(forecast.time, layer, len(forecast.value))
     for e in range(len(chance)):
-        rate = max(forecast.habits.average[layer, SLOW, e], 1e-3)
-        later = stay * rate / (1 - (1 - rate) * stay)
+        later = stay * np.exp(forecast.own[layer, e] + turn)
         used = min(max(chance[e], 0.0), 1.0)
         forecast.value[layer, e] = np.log(used + (1 - used) * later) - turn
 
