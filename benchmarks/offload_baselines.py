@@ -124,16 +124,15 @@ def prepare(folder: Path, work: Path) -> None:
     """Write what transformers and Accelerate write into an offload folder whenever they load such a model: a file for
     each parameter of all experts of a layer. The other weights go there too, in one file.
     """
-    if work.exists() and (work / DENSE).exists():
+    if (work / DENSE).exists():
         return
-    partial = work.with_name(work.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     if work.exists():
-        work.replace(partial)
-    else:
-        call = "import sys, offload_baselines as here; here._offload(*map(here.Path, sys.argv[1:]))"
-        here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        subprocess.run([sys.executable, "-c", call, folder, partial], check=True, env=here, capture_output=True)
+        raise SystemExit(f"{work} is there and was not made by this benchmark; give --work another name")
+    partial = work.with_name(work.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run of ours that was stopped
+    call = "import sys, offload_baselines as here; here._offload(*map(here.Path, sys.argv[1:]))"
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", call, folder, partial], check=True, env=here, capture_output=True)
     dense = dict(load_hollow(str(folder)).model.named_parameters())
     save_file({name: tensor.detach().clone() for name, tensor in dense.items()}, partial / DENSE)
     partial.replace(work)
