@@ -172,7 +172,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--int4", type=Path, help="packed store")
     parser.add_argument("--group", type=Path, help="a memory control group of yours, to keep the limit")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="a folder of its own, for experts as Accelerate writes them (MODEL.experts)")
+    parser.add_argument(
+        "--work", type=Path, help="a folder of its own, for experts as Accelerate writes them (MODEL.experts)"
+    )
     parser.add_argument(
         "--blocks", type=Path, help="finished blocks, a JSON object a line; those there are not run again"
     )
