@@ -273,8 +273,10 @@ torch.save(pack_int4(torch.load(here / "numbers.pt"), "avx2"), here / "packed.pt
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     x = torch.linspace(-1, 1, 32, dtype=torch.bfloat16)[None]
     here = x @ store.views(slot_of(store, 0, 0))["gate_up_proj"].T
-    assert torch.allclose(here.float(), torch.load(tmp_path / "product.pt").float(), rtol=0.02, atol=0.02)
-    assert torch.equal(quantise.unpack_int4(torch.load(tmp_path / "packed.pt"), "avx2", 80), numbers)
+    assert torch.allclose(
+        here.float(), torch.load(tmp_path / "product.pt", weights_only=True).float(), rtol=0.02, atol=0.02
+    )
+    assert torch.equal(quantise.unpack_int4(torch.load(tmp_path / "packed.pt", weights_only=True), "avx2", 80), numbers)
 
 
 @pytest.mark.gpu
