@@ -267,7 +267,7 @@ slot = aligned(store.layout.slot_bytes)
 store.read_into(0, 0, slot)
 x = torch.linspace(-1, 1, 32, dtype=torch.bfloat16)[None]
 torch.save(x @ store.views(torch.from_numpy(slot))["gate_up_proj"].T, here / "product.pt")
-torch.save(pack_int4(torch.load(here / "numbers.pt"), "avx2"), here / "packed.pt")
+torch.save(pack_int4(torch.load(here / "numbers.pt", weights_only=True), "avx2"), here / "packed.pt")
 """
     environment = {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
