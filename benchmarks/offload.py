@@ -30,6 +30,10 @@ from offload_contestants import AUTO, BITS, EXPERTS, MMAP, OTHERS, PAIR, Turn, s
 from offload_limit import group
 from offload_measure import Block, machine
 from offload_predictors import FITTED, fitted
+from transformers import AutoConfig
+
+from foregate.hardware.prediction import time_predictor
+from foregate.hardware.sampling import Pace
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTESTANTS = (
@@ -48,6 +52,8 @@ CONTESTANTS = (
     "predicted oracle,top:2,distance=1",
     "predicted oracle,top:2,distance=2",
     "predicted oracle,top:2,distance=3",
+    "lru int16",
+    "predicted int16",
     "lru int8",
     "predicted bank,threshold:0.5,distance=1 int8",
     "lru int4",
@@ -168,6 +174,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3, help="prompts")
     parser.add_argument("--only", action="append", help="a contestant; may be given again (all)")
+    parser.add_argument("--int16", type=Path, help="packed store, of 16 bits: aligned, so that reads need no copy")
     parser.add_argument("--int8", type=Path, help="packed store")
     parser.add_argument("--int4", type=Path, help="packed store")
     parser.add_argument("--group", type=Path, help="a memory control group of yours, to keep the limit")
@@ -189,7 +196,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Run and print."""
     given = options()
-    stores = {str(bits): str(s) for bits, s in ((8, given.int8), (4, given.int4)) if s}
+    stores = {str(bits): str(s) for bits, s in ((16, given.int16), (8, given.int8), (4, given.int4)) if s}
     names = given.only or list(CONTESTANTS)
     names = [n for n in names if not set(n.split()) & {word for word, bits in BITS.items() if str(bits) not in stores}]
     if any(name in (*OTHERS, PAIR) for name in names):
@@ -201,7 +208,9 @@ def main() -> None:
     asked = {split(n)[1].partition(",")[0] for n in names if n not in (*OTHERS, PAIR)}
     files = fitted(sorted(asked & set(FITTED)), given.teacher, given.model, notes)
     known = facts(given.model)
-    print(f"{known}; {machine()}", flush=True)
+    width = AutoConfig.from_pretrained(given.model).hidden_size
+    looks = {who: time_predictor(Path(file), width, (1,), Pace(3, 0.1))[0].seconds for who, file in files.items()}
+    print(f"{known}; {machine()}; answers take {looks}", flush=True)
     texts = prompts(given.model, given.rounds, given.prompt_tokens)
     budgets = [float(share.strip().rstrip("%")) / 100 for share in given.budgets.split(",")]
     kept = given.blocks.read_text().splitlines() if given.blocks and given.blocks.exists() else []
@@ -226,6 +235,7 @@ def main() -> None:
             fitted=files,
             notes=str(notes.resolve()),
             pace=known.pace,
+            looks=looks,
             threads=given.threads,
         )
         for row in play(turn, given.group):

@@ -19,7 +19,9 @@ AUTO = "accelerate auto"
 EXPERTS = "accelerate experts on disk"
 OTHERS = (MMAP, AUTO, EXPERTS)
 PAIR = "resident"  # plain transformers and foregate with every expert in a slot, taking turns in one process
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int16": 16, "int8": 8, "int4": 4}
+"""Word of a contestant's name -> bits of the packed store that it reads."""
+IN_PLACE = ""
 ORACLE = "oracle"
 WARM = 192  # tokens of the prompt that brings all experts in
 TURNS = 3  # that each of the pair takes
@@ -34,8 +36,9 @@ class Turn:
     limit      bytes of memory; 0: no limit
     group      memory control group that keeps the limit, "" if there is none: then page cache is rationed
     folder     the model                   work     folder of its experts as Accelerate writes them
-    stores     "8" or "4" -> packed store  fitted   name -> predictor's file     notes  folder for recordings
+    stores     "16", "8" or "4" -> packed store  fitted   name -> predictor's file     notes  folder for recordings
     pace       seconds to read an expert, and of a layer's experts at work, for the prefetch `budget`
+    looks      seconds that each fitted predictor's answer about a layer takes, for the same
     """
 
     name: str
@@ -51,6 +54,7 @@ class Turn:
     fitted: dict[str, str]
     notes: str
     pace: tuple[float, float]
+    looks: dict[str, float]
     threads: int
 
     def to_json(self) -> str:
@@ -63,12 +67,12 @@ class Turn:
         return cls(**json.loads(Path(path).read_text()))
 
 
-def split(name: str) -> tuple[str, str, int]:
-    """Eviction, prefetch ("" = none) and bits of a contestant of foregate."""
+def split(name: str) -> tuple[str, str, str]:
+    """Eviction, prefetch ("" = none), and IN_PLACE or a key of `Turn.stores`, of a contestant of foregate."""
     words = name.split()
-    bits = next((BITS[word] for word in words if word in BITS), 16)
+    packed = next((str(BITS[word]) for word in words if word in BITS), IN_PLACE)
     evict, *rest = [word for word in words if word not in BITS]
-    return evict, rest[0] if rest else "", bits
+    return evict, rest[0] if rest else "", packed
 
 
 def play(turn: Turn) -> list[Any]:
@@ -140,17 +144,19 @@ def _foregate(turn: Turn, ids: Any) -> Any:
 def _engine(turn: Turn, name: str, budget: float, oracle: Any = None) -> Any:
     import foregate
 
-    evict, prefetch, bits = split(name)
+    evict, prefetch, packed = split(name)
     who, _, rest = prefetch.partition(",")
     return foregate.offload(
         turn.folder,
-        memory=f"{budget:.0%}" if bits == 16 else f"{turn.limit}B",  # smaller experts: more slots in the same memory
+        # Of smaller experts more fit into the same memory.
+        memory=f"{budget:.0%}" if packed in (IN_PLACE, "16") else f"{turn.limit}B",
         evict=evict,
         prefetch=(rest if oracle else ",".join((turn.fitted.get(who, who), rest))) if prefetch else None,
         predictor=oracle,
         read_seconds=turn.pace[0],
         window_seconds=turn.pace[1],
-        store=turn.stores.get(str(bits)),
+        look_seconds=turn.looks.get(who, 0.0),
+        store=turn.stores.get(packed),
     )
 
 
@@ -183,7 +189,7 @@ def _note(turn: Turn, engine: Any) -> None:
     from foregate.traces.storage import write_trace
 
     file = _file(turn)
-    if split(turn.name)[2] == 16 and not file.exists():
+    if split(turn.name)[2] in (IN_PLACE, "16") and not file.exists():
         write_trace(engine.record(), file)
 
 

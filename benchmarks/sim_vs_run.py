@@ -3,9 +3,11 @@ is simulated with this machine's profile; tokens a second are compared.
 
 Settings take turns, prompt by prompt, each cold; the machine is profiled anew before each prompt, on the model's own
 files, and medians are taken. Reads are timed through the store that the runtime reads with, whose copies are part of
-what a read takes; so is what reading and computing cost each other.
+what a read takes; so is what reading and computing cost each other. Single reads are timed again before and after each
+run, and the run is simulated with the mean of the two: the speed of a shared disk changes within minutes. What was
+measured is kept in a folder, routing and profiles too: a run that was stopped goes on, and `--rounds 0` only simulates.
 
-Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE
+Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE --work VALIDATION
 """
 
 import argparse
@@ -27,8 +29,8 @@ import torch
 import transformers
 
 import foregate
-from foregate.hardware import compute
-from foregate.hardware.measure import QUICK
+from foregate.hardware import compute, storage
+from foregate.hardware.measure import IDLE, QUICK
 from foregate.hardware.measure import measure as profile_machine
 from foregate.hardware.profile import Profile, Timing
 from foregate.hardware.sampling import repeat, timing
@@ -46,14 +48,16 @@ from foregate.simulation.simulate import Setting, play
 from foregate.spec import MoESpec
 from foregate.store.checkpoint import CheckpointStore
 from foregate.store.direct import aligned
+from foregate.traces.storage import read_trace, write_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
 THREADS = 2  # that read
 GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2", "budget:1GiB")]
 MORE = [("s3fifo", "threshold:0.5"), ("arc", "none")]
+PROBE = 1.0  # seconds that reads are timed for before and after each run, one and two under way
 OVERLAP = 1.5  # seconds that each side of the overlap is measured for
-STORED = ("read", "work-alone", "work-beside-reads", "read-alone", "read-beside-work")
+STORED = ("read", "work-alone", "work-beside-reads", "work-after-idle", "read-alone", "read-beside-work")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.evict:10} {self.policy:14} {self.budget:4.0%}"
 
+    @property
+    def stem(self) -> str:
+        """A file name."""
+        return f"{self.evict}-{self.policy.replace(':', '')}-{self.budget:.0%}".replace("%", "")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -75,11 +84,13 @@ class Block:
     rate    decoded tokens a second, the first few left out
     counts  Engine.stats
     load    of the machine, over the last minute
+    reads   seconds of a read by how many are under way, before and after
     """
 
     rate: float
     counts: dict[str, Any]
     load: float
+    reads: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Watch:
@@ -138,8 +149,18 @@ def through_store(store: CheckpointStore, given: compute.Outline, seconds: float
     stop.set()
     reader.join()
     rows = {"work-alone": alone, "work-beside-reads": slowed, "read-alone": read_alone, "read-beside-work": beside}
+    late: list[float] = []
+    while sum(late) < OVERLAP / 4:
+        time.sleep(IDLE)
+        late += repeat(work, 0.0)
+    rows["work-after-idle"] = late
     # Means, not medians: what takes long now and then is part of what a run takes.
     return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
+
+
+def probed(store: CheckpointStore) -> tuple[float, ...]:
+    """Mean seconds of a read now, by how many are under way."""
+    return tuple(float(np.mean(_read(store, depth, PROBE))) for depth in range(1, THREADS + 1))
 
 
 def _read(store: CheckpointStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
@@ -193,9 +214,11 @@ class Bench:
     distance: int
     tokens: int
     pace: Pace
+    store: CheckpointStore
 
-    def run(self, case: Case, number: int, ids: Any) -> tuple[Block, Any]:
+    def run(self, case: Case, ids: Any) -> tuple[Block, Any]:
         """Measured, and the routing."""
+        before = probed(self.store)
         guessing = case.policy != "none"
         with foregate.offload(
             str(self.folder),
@@ -206,16 +229,21 @@ class Bench:
             threads=THREADS,
             read_seconds=self.pace.read,
             window_seconds=self.pace.window,
+            look_seconds=self.pace.look,
         ) as engine:
             watch = Watch()
             engine.generate(
                 ids, max_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=2, streamer=watch
             )
-            return Block(watch.rate, engine.stats(), os.getloadavg()[0]), engine.record()
+            stats, trace, load = engine.stats(), engine.record(), os.getloadavg()[0]
+        return Block(watch.rate, stats, load, (before, probed(self.store))), trace
 
-    def simulated(self, case: Case, trace: Any, profile: Profile) -> tuple[float, dict[str, Any]]:
-        """Tokens a second over the same tokens, and the totals."""
-        passes = passes_of(trace)
+    def simulated(self, case: Case, reads: Any, trace: Any, profile: Profile) -> tuple[float, dict[str, Any]]:
+        """Tokens a second over the same tokens, and the totals; `reads` as probed [n, THREADS]."""
+        passes, size = passes_of(trace), self.shape.slot_bytes
+        seconds = np.mean(reads, axis=0)
+        timed = [timing("read", size, [[float(s)]], at_once=i + 1) for i, s in enumerate(seconds)]
+        profile = replace(profile, timings=(*(t for t in profile.timings if t.kind != "read"), *timed))
         costs = Costs.of(
             profile, self.shape, tokens=int(passes.tokens.max()), rows=int(passes.rows.max()), threads=THREADS
         )
@@ -223,6 +251,7 @@ class Bench:
             "expert_bytes": self.shape.slot_bytes,
             "read_seconds": self.pace.read,
             "window_seconds": self.pace.window,
+            "look_seconds": self.pace.look,
         }
         slots = int(round(case.budget * 100) * self.shape.all_experts / 100 + 1e-9)
         setting = Setting(slots, eviction(case.evict), prefetch(case.policy), options=options)
@@ -234,63 +263,103 @@ class Bench:
         return len(timed) / float(timed.sum()), line.totals()
 
 
-def compare(
-    bench: Bench, cases: list[Case], texts: list[Any], profile: Callable[[], Profile], keep: Callable[[Any], None]
-) -> list[dict[str, Any]]:
-    """Every case on every prompt; then the same, simulated. A row for each case."""
-    profiles: list[Profile] = []
-    runs: dict[Case, list[tuple[Block, Any]]] = {case: [] for case in cases}
+@dataclass(frozen=True)
+class Kept:
+    """What was measured: profiles, and for each prompt and case a block and the routing, as files of a folder."""
+
+    folder: Path
+
+    def profile(self, number: int, make: Callable[[], Profile]) -> None:
+        """Of before a prompt, made if it is not there."""
+        path = self.folder / f"profile-{number}.json"
+        if not path.exists():
+            storage.write(make(), path)
+
+    def profiles(self) -> list[Profile]:
+        """All."""
+        return [storage.read(path) for path in sorted(self.folder.glob("profile-*.json"))]
+
+    def block(self, case: Case, number: int, make: Callable[[], tuple[Block, Any]]) -> Block:
+        """Made if it is not there."""
+        path = self.folder / f"{number}-{case.stem}.json"
+        if not path.exists():
+            block, trace = make()
+            write_trace(trace, path.with_suffix(".parquet"))
+            path.write_text(json.dumps(asdict(block)))
+        return Block(**json.loads(path.read_text()))
+
+    def found(self, case: Case) -> list[tuple[Block, Any]]:
+        """Every prompt's."""
+        paths = sorted(self.folder.glob(f"[0-9]*-{case.stem}.json"))
+        return [(Block(**json.loads(p.read_text())), read_trace(p.with_suffix(".parquet"))) for p in paths]
+
+
+def measure(bench: Bench, cases: list[Case], texts: list[Any], profile: Callable[[], Profile], kept: Kept) -> None:
+    """Every case on every prompt, beginning with another one each time."""
     for number, ids in enumerate(texts):
-        profiles.append(profile())
+        kept.profile(number, profile)
         place = number * len(cases) // len(texts)
         for case in cases[place:] + cases[:place]:
-            block, trace = bench.run(case, number, ids)
-            runs[case].append((block, trace))
+            block = kept.block(case, number, lambda case=case, ids=ids: bench.run(case, ids))  # type: ignore[misc]
             print(f"{number} {case}  {block.rate:6.2f} tok/s  load {block.load:.1f}", flush=True)
-    known = merged(profiles)
+
+
+def simulate(bench: Bench, cases: list[Case], kept: Kept) -> list[dict[str, Any]]:
+    """The same, simulated. A row for each case."""
+    known = merged(kept.profiles())
+    every = [reads for case in cases for block, _ in kept.found(case) for reads in block.reads]
     rows = []
     for case in cases:
-        ratios, rates, found = [], [], []
-        for block, trace in runs[case]:
-            rate, totals = bench.simulated(case, trace, known)
-            rates.append(rate)
-            ratios.append(rate / block.rate)
-            found.append((block, totals))
-        block, totals = found[0]
-        rows.append(
-            {
-                **asdict(case),
-                "measured": statistics.median(b.rate for b, _ in found),
-                "simulated": statistics.median(rates),
-                "error": statistics.median(ratios) - 1,
-                "errors": [r - 1 for r in ratios],
-                "load": statistics.median(b.load for b, _ in found),
-                "read": [b.counts["read"] for b, _ in found],
-                "read_simulated": [t["read"] for _, t in found],
-                "stall": [b.counts["stall"] for b, _ in found],
-                "stall_simulated": [t["stall"] for _, t in found],
-                "compute": [b.counts["compute"] for b, _ in found],
-                "compute_simulated": [t["compute"] for _, t in found],
-                "predictor": [b.counts["predictor"] for b, _ in found],
-                "predictor_simulated": [t["predictor"] for _, t in found],
-            }
-        )
-    keep({"rows": rows, "machine": machine(), "profile": [asdict(t) for t in known.timings]})
+        found = [(block, *bench.simulated(case, block.reads, trace, known)) for block, trace in kept.found(case)]
+        alike = [bench.simulated(case, every, trace, known)[0] for _, trace in kept.found(case)]
+        if not found:
+            continue
+        ratios = [rate / block.rate for block, rate, _ in found]
+        row = {
+            **asdict(case),
+            "measured": statistics.median(block.rate for block, *_ in found),
+            "simulated": statistics.median(rate for _, rate, _ in found),
+            "error": statistics.median(ratios) - 1,
+            "alike": statistics.median(alike),
+            "errors": [ratio - 1 for ratio in ratios],
+            "load": statistics.median(block.load for block, *_ in found),
+        }
+        row["seconds_of_a_read"] = [block.reads for block, *_ in found]
+        for name in ("read", "dropped", "stall", "compute", "predictor"):
+            row[name] = [block.counts[name] for block, *_ in found]
+            row[f"{name}_simulated"] = [totals[name] for *_, totals in found]
+        rows.append(row)
     return rows
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """A line for each case, and what was asked for."""
-    lines = [f"{'eviction':10} {'prefetch':14} {'slots':>5} {'measured':>9} {'simulated':>9} {'error':>7} {'load':>6}"]
+    """A line for each case, and what was asked for, as Markdown."""
+    lines = [
+        "| eviction | prefetch | slots | measured tok/s | simulated tok/s | error | by prompt | ms a read |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
+        each = ", ".join(f"{error:+.0%}" for error in row["errors"])
+        reads = [1e3 * depths[0] for block in row["seconds_of_a_read"] for depths in block]
         lines.append(
-            f"{row['evict']:10} {row['policy']:14} {row['budget']:5.0%} {row['measured']:9.2f} {row['simulated']:9.2f} "
-            f"{row['error']:+7.1%} {row['load']:6.1f}"
+            f"| {row['evict']} | {row['policy']} | {row['budget']:.0%} | {row['measured']:.2f} | "
+            f"{row['simulated']:.2f} | {row['error']:+.1%} | {each} | {min(reads):.0f} to {max(reads):.0f} |"
         )
     errors = [abs(row["error"]) for row in rows]
     close = sum(error <= 0.10 for error in errors)
-    lines.append(f"median error {statistics.median(errors):.1%}; {close} of {len(rows)} within 10 %")
+    lines += ["", f"Median error {statistics.median(errors):.1%}; {close} of {len(rows)} within 10 %.", ""]
+    for budget in sorted({row["budget"] for row in rows}):
+        here = [row for row in rows if row["budget"] == budget]
+        chosen, best = max(here, key=lambda row: row["alike"]), max(here, key=lambda row: row["measured"])
+        lines.append(
+            f"At {budget:.0%} the simulator, given the same machine for all, would choose {_name(chosen)}, measured at "
+            f"{chosen['measured']:.2f} tokens/s; the best measured was {_name(best)} with {best['measured']:.2f}."
+        )
     return "\n".join(lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['evict']} with {row['policy']}"
 
 
 def main() -> None:
@@ -304,6 +373,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="prompts")
     parser.add_argument("--only", type=int, help="so many cases only")
     parser.add_argument("--threads", type=int, default=2, help="that compute")
+    parser.add_argument("--work", type=Path, required=True, help="folder that keeps what was measured")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -322,17 +392,22 @@ def main() -> None:
             save(predictor, Path(folder) / "predictor.npz", spec)
             return profiled(options.model, Path(folder) / "predictor.npz", store, given)
 
-    pace = pace_of(profile(), shape, on_disk=True)
-    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace)
-    texts = prompts(options.model, options.rounds)
-    bench.run(cases[0], -1, texts[0])  # the first loads compiled code
+    kept = Kept(options.work)
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept.profile(0, profile)
+    pace = pace_of(kept.profiles()[0], shape, on_disk=True)
+    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace, store)
     print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
-
-    def keep(found: dict[str, Any]) -> None:
-        if options.json:
-            options.json.write_text(json.dumps({"command": vars(options), **found}, default=str, indent=1))
-
-    print(report(compare(bench, cases, texts, profile, keep)))
+    if options.rounds:
+        texts = prompts(options.model, options.rounds)
+        bench.run(cases[0], texts[0])  # the first loads compiled code
+        measure(bench, cases, texts, profile, kept)
+    rows = simulate(bench, cases, kept)
+    if options.json:
+        times = [asdict(t) for t in merged(kept.profiles()).timings]
+        found = {"command": vars(options), "rows": rows, "machine": machine(), "profile": times}
+        options.json.write_text(json.dumps(found, default=str, indent=1))
+    print(report(rows))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_extras_are_those_of_the_package() -> None:
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[<>=;\[ ]", text)[0].removesuffix("-cpu") for text in requirements}
 
-    optional = {k: names(v) for k, v in project["optional-dependencies"].items() if k not in ("all", "dev")}
+    optional = {k: names(v) for k, v in project["optional-dependencies"].items() if k not in ("all", "dev", "docs")}
     assert {name: set(libraries) for name, libraries in doctor.EXTRAS.items()} == optional
     assert set(doctor.REQUIRED) == names(project["dependencies"])
     assert set(doctor.FEATURES.values()) == set(doctor.EXTRAS)

@@ -33,7 +33,16 @@ from foregate.predictors.storage import save
 
 MB = 10**6
 SHM = Path("/dev/shm")
-HOST = ("read", "memcpy", "memread", "work-alone", "work-beside-reads", "read-alone", "read-beside-work")
+HOST = (
+    "read",
+    "memcpy",
+    "memread",
+    "work-alone",
+    "work-beside-reads",
+    "work-after-idle",
+    "read-alone",
+    "read-beside-work",
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ PLAN = Plan(
     distance=2,
     read_seconds=0.001,
     window_seconds=0.002,
+    look_seconds=0.0,
     expected=Expected(10.0, 9.0, 11.0, 8.0),
     provenance={"trace": "t.parquet"},
 )
@@ -49,7 +50,7 @@ def test_a_fitted_predictor_is_found_beside_the_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "plan format 2"),
+        ({"format": 1}, "plan format 1"),
         ({"evict": "nobody"}, "nobody"),
         ({"evict": "belady"}, "cannot be run"),
         ({"predictor": None}, "cannot be run"),
@@ -89,6 +90,7 @@ def test_a_run_takes_the_plan_where_nothing_was_typed(tmp_path: Path) -> None:
     found = _settings("m", tmp_path / "plan.json", None, {**nothing, "evict": "lru"})
     assert found == {
         "memory": "25%", "evict": "lru", "prefetch": PLAN.wish, "read_seconds": 0.001, "window_seconds": 0.002,
+        "look_seconds": 0.0,
     }  # fmt: skip
     # A speculation mode that was typed names another predictor: the plan's is not asked.
     assert _settings("m", tmp_path / "plan.json", None, {**nothing, "prefetch": ""})["prefetch"] is None

@@ -13,8 +13,9 @@ from offloading import Pair, written  # noqa: E402
 
 from foregate.memory.eviction import EVICTION, eviction  # noqa: E402
 from foregate.memory.planner import Transfers  # noqa: E402
-from foregate.memory.prefetch import prefetch  # noqa: E402
+from foregate.memory.prefetch import TRIAL, prefetch  # noqa: E402
 from foregate.predictors.base import Predictor  # noqa: E402
+from foregate.runtime.telemetry import PLACE  # noqa: E402
 from foregate.runtime.wish import Wish, find  # noqa: E402
 from foregate.simulation.chances import chances_of  # noqa: E402
 from foregate.simulation.costs import Costs  # noqa: E402
@@ -62,23 +63,27 @@ def simulated(trace: Trace, setting: Setting, predictor: Predictor | None, dista
     return moves[:, 1:]
 
 
-def check(pair: Pair, evict: str, policy: str, slots: int, *, distance: int = 2, **options: Any) -> None:
+def check(pair: Pair, evict: str, policy: str, slots: int, *, distance: int = 2, **options: Any) -> Any:
+    """Returns: seconds that the predictor took in each pass of the runtime, 0 where it was not asked."""
     usage = np.random.default_rng(0).integers(0, 9, (4, 8))
     guessing = policy != "none" or evict == "predicted"
     text = f"multi-layer,{policy},distance={distance}" if guessing else None
-    spare = {"read_seconds": SECONDS["read_seconds"], "window_seconds": SECONDS["window_seconds"]}
+    seconds = {**SECONDS, "look_seconds": options.pop("look_seconds", 0.0)}
+    spare = {name: seconds[name] for name in ("read_seconds", "window_seconds", "look_seconds")}
     prompts = options.pop("prompts", [PROMPTS[:1], PROMPTS[1:]])
     with pair.engine(slots, text, evict=evict, **spare) as engine:
         predictor = None if text is None else find(Wish.of(text), engine._passes["decoder"].spec, lambda: None)
         size = engine._store.layout.slot_bytes
         issued, trace = ran(engine, prompts)
-    given = {**SECONDS, "expert_bytes": size, "profile": usage if evict == "static" else None}
+        asked = engine.passes()[1][:, :, PLACE["predictor"]].sum(axis=1)
+    given = {**seconds, "expert_bytes": size, "profile": usage if evict == "static" else None}
     setting = Setting(slots, eviction(evict), prefetch(policy), options=given)
     found = simulated(trace, setting, predictor, distance)
     assert len(issued) > slots
     if policy in ("top:2", "threshold:0.3") and slots > 4:
         assert issued[:, 3].any(), "nothing was read ahead: the test says nothing of guesses"
     np.testing.assert_array_equal(found, issued)
+    return asked
 
 
 @pytest.mark.parametrize("slots", SLOTS)
@@ -86,3 +91,18 @@ def check(pair: Pair, evict: str, policy: str, slots: int, *, distance: int = 2,
 @pytest.mark.parametrize("evict", EVICTIONS)
 def test_the_simulator_moves_what_the_runtime_moves(pair: Pair, evict: str, policy: str, slots: int) -> None:
     check(pair, evict, policy, slots)
+
+
+@pytest.mark.parametrize("evict", ["lru", "predicted"])
+def test_budget_stops_asking_where_answers_cost_more_than_they_gain(pair: Pair, evict: str) -> None:
+    asked = check(pair, evict, "budget:1MiB", 20, look_seconds=1.0)
+    assert (asked[:TRIAL] > 0).all()
+    assert (asked[TRIAL:] == 0).all()
+    assert len(asked) > TRIAL
+    assert (check(pair, evict, "budget:1MiB", 20, look_seconds=1e-9) > 0).sum() > TRIAL
+
+
+@pytest.mark.parametrize("policy", ["none", "top:2", "threshold:0.3"])
+@pytest.mark.parametrize("evict", ["lru", "predicted"])
+def test_a_batch_moves_what_the_runtime_moves(pair: Pair, evict: str, policy: str) -> None:
+    check(pair, evict, policy, 20, prompts=[PROMPTS])

@@ -139,11 +139,13 @@ def test_a_traces_name_finds_its_preset() -> None:
     assert preset_of("Mixtral-8x70B") is None
 
 
-def test_what_the_trace_says_of_its_experts_wins() -> None:
+def test_what_the_trace_says_of_its_experts_wins_unless_a_model_is_named() -> None:
     spec = replace(SPEC, top_k=4, expert_bytes=tuple(range(1000, 1026)))
-    shape = find_shape("deepseek-v2-lite", spec)
+    shape = find_shape(None, spec)
     assert (shape.top_k, shape.expert_bytes) == (4, spec.expert_bytes)
     assert shape.slot_bytes == 1025
+    named = find_shape("deepseek-v2-lite", spec)
+    assert (named.top_k, named.expert_bytes) == (4, MODELS["deepseek-v2-lite"].expert_bytes)
 
 
 def test_a_trace_that_lacks_layers_of_the_model_is_refused() -> None:

@@ -209,6 +209,31 @@ def test_a_guess_hides_behind_what_is_computed() -> None:
     assert hidden.stall_share < late.stall_share
 
 
+def test_wrong_guesses_make_nobody_wait() -> None:
+    """Every layer uses experts 0 and 1, which stay; guesses for others share two slots, whose reads outlast the run."""
+    trace = replace(routing().take(slice(6, 16)), experts=np.tile(np.array([0, 1], np.int8), (10, L, 1)))
+    passes = passes_of(trace, as_decode=True)
+    said = np.zeros((len(passes), L, 1, E), np.float32)
+    said[:, :, 0, :2] = 0.9
+    for p in range(1, len(passes)):  # in the first pass all are read in peace
+        said[p, :, 0, 2 + p % 8 : 4 + p % 8] = 0.8
+    setting = Setting(L * K + 2, eviction("lru"), prefetch("threshold:0.5"))
+    line = play(passes, costs(read=1000.0), setting, chances=said, transfers=True)
+    assert line.transfers is not None
+    assert (line.transfers[:, 4] > 0).sum() > 2 * len(passes), "few guesses: nothing was put off"
+    assert line.of_pass("stall")[1:].sum() == 0
+
+
+def test_work_after_a_long_wait_begins_slowly() -> None:
+    passes = passes_of(routing())
+    setting = Setting(10, eviction("lru"), prefetch("none"))
+    ready, slow = (play(passes, costs(waking=waking), setting).totals() for waking in (0.0, 0.25))
+    waits = (slow["compute"] - ready["compute"]) / 0.25
+    assert waits == pytest.approx(round(waits))
+    assert 0 < waits <= ready["read"]
+    assert play(passes, costs(read=0.001, waking=0.25), setting).totals()["compute"] == pytest.approx(ready["compute"])
+
+
 def test_host_memory_is_read_before_the_disk() -> None:
     passes = passes_of(routing())
     times = [costs(), Setting(10, eviction("lru"), prefetch("none"))]

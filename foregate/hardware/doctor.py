@@ -19,7 +19,7 @@ REQUIRED = ("numpy", "numba", "pyarrow", "typer", "rich")
 EXTRAS = {
     "models": ("torch", "transformers", "safetensors", "tokenizers", "datasets", "xxhash"),
     "train": ("torch", "accelerate", "optuna", "xgboost"),
-    "report": ("plotly",),
+    "report": ("plotly", "kaleido"),
     "export": ("onnx", "onnxruntime"),
 }
 FEATURES = {

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from foregate.hardware.sampling import Pace, Work, repeat, timing
 
 BUSY = 0.15  # share of the cores that others may keep busy before a note says so
 OVERLAP_BLOCK = 16 << 20
+IDLE = 0.02  # seconds without work after which processors are slow to begin: 5 ms do little here, 12 ms nearly all
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,11 @@ def _about(files: disk.Files) -> list[str]:
 
 
 def _overlap(files: disk.Files, work: Work, size: int, effort: Effort) -> list[Timing]:
-    """The same work and the same reads, alone and beside each other, in turns."""
+    """The same work and the same reads, alone and beside each other, and the work after a sleep, in turns."""
     block = max(b for b in effort.blocks if b <= OVERLAP_BLOCK)
     places = itertools.cycle(files.places(block, seed=1))
     seconds = 3 * effort.pace.seconds
-    alone, beside = list[list[float]](), list[list[float]]()
+    alone, beside, late = list[list[float]](), list[list[float]](), list[list[float]]()
     reads_alone, reads_beside = list[disk.Reads](), list[disk.Reads]()
     work()
     for _ in range(2 * effort.rounds):
@@ -161,12 +163,23 @@ def _overlap(files: disk.Files, work: Work, size: int, effort: Effort) -> list[T
         with _reading(files, places, block) as reads:
             beside.append(repeat(work, seconds))
         reads_beside += reads
+        late.append(_after_idle(work, seconds))
     return [
         timing("work-alone", size, alone),
         timing("work-beside-reads", size, beside),
+        timing("work-after-idle", size, late),
         disk.summary("read-alone", block, 1, reads_alone),
         disk.summary("read-beside-work", block, 1, reads_beside),
     ]
+
+
+def _after_idle(work: Work, seconds: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        time.sleep(IDLE)
+        times += repeat(work, 0.0)
+    return times
 
 
 @contextlib.contextmanager

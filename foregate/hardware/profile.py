@@ -29,6 +29,7 @@ KINDS: dict[str, str] = {
     "multiply": "operations",  # 16-bit multiplications and additions
     "work-alone": "bytes",  # the same work and the same reads, alone and beside each other
     "work-beside-reads": "bytes",
+    "work-after-idle": "bytes",  # the same work once the processor has slept for a while
     "read-alone": "bytes",
     "read-beside-work": "bytes",
 }
@@ -160,6 +161,14 @@ class Profile:
     def work_slowed(self) -> float:
         """What computing time is multiplied by while the disk is read."""
         return self._ratio("work-beside-reads", "work-alone")
+
+    @property
+    def waking_seconds(self) -> float:
+        """How much longer computing takes after a wait; 0 where nobody measured."""
+        if not self.of("work-after-idle"):
+            return 0.0
+        late, alone = (self._curve(kind, 1).seconds[-1] for kind in ("work-after-idle", "work-alone"))
+        return max(late - alone, 0.0)
 
     @property
     def reads_slowed(self) -> float:

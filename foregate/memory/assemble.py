@@ -12,7 +12,7 @@ from foregate.memory.heap import SCORE
 from foregate.memory.interface import Eviction, Prefetch
 from foregate.memory.predicted import Forecast, Predicted, make_forecast
 from foregate.memory.prefetch import Budget, Threshold, Top, prefetch
-from foregate.memory.state import AMOUNT, RATE, READ_SECONDS, RULE, WINDOW_SECONDS, State, make_state
+from foregate.memory.state import AMOUNT, LOOK_SECONDS, RATE, READ_SECONDS, RULE, WINDOW_SECONDS, State, make_state
 
 LEAST_SLOTS = 2
 """One expert in use, and one being read: what a set larger than the slots is served with."""
@@ -31,6 +31,7 @@ def assemble(
     expert_bytes: int | None = None,
     read_seconds: float | None = None,
     window_seconds: float | None = None,
+    look_seconds: float = 0.0,
 ) -> tuple[State, Forecast | None]:
     """Empty slots and their policies; the arguments are `Planner`'s.
 
@@ -63,6 +64,9 @@ def assemble(
         state.dials[AMOUNT] = ahead.limit // size
         state.dials[READ_SECONDS] = _positive("read_seconds", read_seconds, "the time to read one expert")
         state.dials[WINDOW_SECONDS] = _positive("window_seconds", window_seconds, "the time a layer takes")
+        if not (math.isfinite(look_seconds) and look_seconds >= 0):
+            raise ChoiceError(f"look_seconds is {look_seconds}; a predictor's answer takes 0 seconds or more")
+        state.dials[LOOK_SECONDS] = look_seconds
     return state, make_forecast(num_layers, num_experts, predicted) if predicted else None
 
 

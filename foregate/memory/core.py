@@ -9,13 +9,14 @@ from foregate.memory.compiled import entry, inner, pasted
 from foregate.memory.eviction import admit, touch, victim
 from foregate.memory.lists import HOME, drop, oldest, push, size
 from foregate.memory.predicted import Forecast
-from foregate.memory.prefetch import wanted
+from foregate.memory.prefetch import BUDGET, review, wanted, worth
 from foregate.memory.state import (
     EVICTED,
     EVICTIONS,
     EXPERT,
     FILLED,
     FLOOR,
+    GAIN,
     GUESS,
     GUESS_HITS,
     GUESSED,
@@ -24,6 +25,7 @@ from foregate.memory.state import (
     KEY_IN,
     LAYER,
     LOCKED,
+    LOOK_SECONDS,
     MISSES,
     PASS,
     POLICY,
@@ -32,7 +34,9 @@ from foregate.memory.state import (
     READS,
     RESIDENT_HITS,
     REST,
+    RESTING,
     ROOM,
+    RULE,
     SLOT,
     SLOT_IN,
     STALE,
@@ -50,6 +54,8 @@ def begin(state: State, forecast: Forecast | None, reset: bool) -> None:
     """A pass starts: no set is in use; guesses for layers that never came are stale."""
     now = state.now
     now[PASS] += 1
+    if now[RULE] == BUDGET:
+        review(now, state.dials)
     now[LAYER] = -1
     now[FLOOR] = moment(len(state.known), now[PASS], 0, 0) - 1
     now[WAITING] = now[LOCKED] = now[PREVIOUS] = now[READS] = now[WAVE] = 0
@@ -101,12 +107,19 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
     return hits + reads, reads
 
 
+@inner
+def asks(state: State) -> bool:
+    """Whether anybody is asked in this pass."""
+    return state.now[RESTING] == 0  # type: ignore[no-any-return]
+
+
 @entry
 def expect(state: State, forecast: Forecast | None, layer: int, chance: Float32) -> None:
     """`chance` [E]: the probability that each expert is used when `layer` runs next."""
     for e in range(len(chance)):
         state.chance[layer, e] = chance[e]
     state.known[layer] = True
+    state.dials[GAIN] -= state.dials[LOOK_SECONDS]
     if forecast is not None:
         predicted.expect(forecast, layer, chance)
 
@@ -144,6 +157,9 @@ def speculate(state: State, forecast: Forecast | None, layer: int) -> int:
         if state.slot_of[key] < 0:
             if forecast is not None and _spare(state) == 0:
                 predicted.victims(forecast, now[LAYER], state.key_of, state.lock, now[FLOOR], state.desk[VICTIM, :1])
+            if now[RULE] == BUDGET:
+                chance = state.chance[layer, best]
+                state.dials[GAIN] += worth(now, state.dials, state.counts, len(state.key_of), distance, chance)
             _read(state, key, -1, issued, 0)
             keys[key, GUESS] = 1
             state.counts[layer, GUESSES] += 1

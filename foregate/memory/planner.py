@@ -24,6 +24,7 @@ from foregate.memory.state import (
     LAYER,
     PROMISED,
     REST,
+    RESTING,
     SLOT,
     SLOT_IN,
     WAITING,
@@ -78,8 +79,9 @@ class Planner:
     eviction, prefetch  by name ("lfu-decay:half_life=500", "top:2") or as objects
     top_k               experts a token is routed to: promises for later layers always leave this many slots
     profile             Int[L, E] uses of each expert; for `static`
-    expert_bytes, read_seconds, window_seconds
-                        size of one expert, seconds to read it, seconds a layer runs while it is read; for `budget`
+    expert_bytes, read_seconds, window_seconds, look_seconds
+                        size of one expert, seconds to read it, seconds a layer runs while it is read, seconds that a
+                        predictor's answer about a layer takes; for `budget`
 
     Slots beyond the number of all experts are not used. Raises: ChoiceError.
     """
@@ -97,6 +99,7 @@ class Planner:
         expert_bytes: int | None = None,
         read_seconds: float | None = None,
         window_seconds: float | None = None,
+        look_seconds: float = 0.0,
     ) -> None:
         self.num_layers, self.num_experts = num_layers, num_experts
         self._state, self._forecast = assemble(
@@ -110,6 +113,7 @@ class Planner:
             expert_bytes=expert_bytes,
             read_seconds=read_seconds,
             window_seconds=window_seconds,
+            look_seconds=look_seconds,
         )
 
     @property
@@ -141,6 +145,11 @@ class Planner:
             Transfers(desk[KEY_IN, :reads], desk[SLOT_IN, :reads], desk[EVICTED, :reads], False, layer),
             desk[REST, : len(ids) - served],
         )
+
+    @property
+    def asks(self) -> bool:
+        """Whether `expect` is worth its cost in this pass: `budget` says no for a while where it did not pay."""
+        return bool(self._state.now[RESTING] == 0)
 
     def expect(self, layer: int, chance: Float) -> None:
         """The probability [E] that each expert is used when `layer` runs next; kept until it has been demanded."""

@@ -10,17 +10,23 @@ from foregate.memory.compiled import inner
 from foregate.memory.interface import Prefetch
 from foregate.memory.state import (
     AMOUNT,
+    GAIN,
     LAYER,
     PASS,
     READ_SECONDS,
     READS,
     RESIDENT_HITS,
+    RESTING,
     RULE,
+    TRIED,
     WINDOW_SECONDS,
+    WON,
 )
 from foregate.sizes import parse_bytes
 
 NONE, TOP, THRESHOLD, BUDGET = range(4)
+TRIAL, REST = 8, 56
+"""Passes after which `budget` judges whether asking pays, and passes for which it does not ask where it did not."""
 
 
 @final
@@ -63,7 +69,8 @@ class Budget(Prefetch):
     """Reads whose expected benefit exceeds their expected cost, up to `bytes` for a layer at a time.
 
     A read that ends `hidden` seconds into the time until its layer runs saves these with the chance that it is used;
-    otherwise the rest of it delays the layer, and it may have pushed out an expert that is used in the next pass.
+    otherwise the rest of it delays the layer, and it may have pushed out an expert that is used in the next pass. Where
+    what a pass is expected to gain does not pay for the predictor's answers, it is not asked for a while.
     """
 
     bytes: str
@@ -106,13 +113,31 @@ def wanted(  # noqa: PLR0917
         return rank < amount  # type: ignore[no-any-return]
     if rule == THRESHOLD:
         return chance >= amount  # type: ignore[no-any-return]
-    if rule != BUDGET or issued >= amount:
-        return False
+    return rule == BUDGET and issued < amount and worth(now, dials, counts, slots, distance, chance) > 0
+
+
+@inner
+def worth(now: Int64, dials: Float64, counts: Int64, slots: int, distance: int, chance: float) -> float:  # noqa: PLR0917
+    """Seconds that reading one more expert ahead is expected to save, less those that it is expected to cost."""
     read = dials[READ_SECONDS]
     left = distance * dials[WINDOW_SECONDS] - now[READS] * read
     hidden = min(max(left, 0.0), read)
     late = read - hidden
-    return chance * hidden > (1 - chance) * (late + read * _reuse(now, counts, slots))  # type: ignore[no-any-return]
+    return chance * hidden - (1 - chance) * (late + read * _reuse(now, counts, slots))  # type: ignore[no-any-return]
+
+
+@inner
+def review(now: Int64, dials: Float64) -> None:
+    """A pass is over: whether asking about it paid; after some that were asked about, whether to go on."""
+    if now[RESTING] > 0:
+        now[RESTING] -= 1
+    elif dials[GAIN] != 0:
+        now[TRIED] += 1
+        now[WON] += dials[GAIN] > 0
+        if now[TRIED] == TRIAL:
+            now[RESTING] = REST if 2 * now[WON] < TRIAL else 0
+            now[TRIED] = now[WON] = 0
+    dials[GAIN] = 0
 
 
 @inner

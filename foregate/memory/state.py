@@ -22,6 +22,7 @@ YOUNG, MAIN, YOUNG_GHOSTS, MAIN_GHOSTS, STALE = range(5)
 """Lists of keys: policies use the first four as they like, ghosts being keys without a slot."""
 
 POLICY, PASS, LAYER, FLOOR, WAVE, FILLED, WAITING, LOCKED, PREVIOUS, PROMISED, ROOM, TICK, HAND, READS, RULE = range(15)
+TRIED, WON, RESTING = range(15, 18)
 """Places in `now`:
 
 POLICY   the eviction's code                 PASS      passes begun
@@ -31,14 +32,17 @@ WAITING  experts of the set not served yet   LOCKED    members of the wave, PREV
 PROMISED keys locked for later layers        ROOM      slots that promises must leave
 TICK     uses so far                         HAND      sieve's hand, a key or -1
 READS    reads issued since the layer began  RULE      the prefetch's code
+TRIED    passes that somebody was asked about, WON those in which it paid, since the last verdict of `budget`
+RESTING  passes to come in which nobody is asked
 """
 
-REGISTERS = 15
-SHARE, RATE, AMOUNT, READ_SECONDS, WINDOW_SECONDS = range(5)
+REGISTERS = 18
+SHARE, RATE, AMOUNT, READ_SECONDS, WINDOW_SECONDS, LOOK_SECONDS, GAIN = range(7)
 """Places in `dials`: ARC's target size, the uses after which a use counts half, the prefetch's number, seconds to read
-an expert, seconds that a layer takes."""
+an expert, seconds that a layer takes, seconds that an answer about a layer takes, seconds that this pass is expected to
+gain by asking."""
 
-DIALS = 5
+DIALS = 7
 RESIDENT_HITS, GUESS_HITS, MISSES, GUESSES, EVICTIONS, WASTED = range(6)
 """Columns of `counts`: uses of experts that were there, first uses of guesses, reads on demand, reads ahead, evictions,
 evictions of guesses never used, each by the layer of the expert."""
@@ -71,8 +75,8 @@ class State(NamedTuple):
     chance    [L, E]      what `expect` said about each layer's next run
     known     [L]         whether it did
     counts    [L, 6]      see RESIDENT_HITS
-    now       [15]        see POLICY
-    dials     [5]         see SHARE
+    now       [18]        see POLICY
+    dials     [7]         see SHARE
     desk      [9, E]      see EXPERT
     """
 

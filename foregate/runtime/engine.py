@@ -23,6 +23,7 @@ from foregate.runtime.sizes import MemoryPlan
 from foregate.runtime.slots import Slots
 from foregate.runtime.telemetry import Telemetry
 from foregate.runtime.tiers import behind
+from foregate.runtime.watch import Watch
 from foregate.runtime.wish import Wish, check, find, gate_tables, wants_chances
 from foregate.spec import MoESpec
 from foregate.store.base import ExpertStore
@@ -39,6 +40,7 @@ class Engine:
 
     model, tokenizer  as transformers made them; `model.generate` works as ever
     plan              where the memory goes, if it was planned
+    watch             what the slots hold and what happened so far, for other threads to look at while it runs
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Engine:
         usage: Int | None = None,
         read_seconds: float | None = None,
         window_seconds: float | None = None,
+        look_seconds: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.plan = hollow.model, hollow.tokenizer, plan
         self.model.generation_config.disable_compile = True  # what is compiled asks for no experts as it goes
@@ -76,12 +79,14 @@ class Engine:
             expert_bytes=store.layout.slot_bytes,
             read_seconds=read_seconds,
             window_seconds=window_seconds,
+            look_seconds=look_seconds,
         )
         self._slots = Slots(store, self._planner.slots, device)
         self._store, host = behind(store, self._slots, host_slots, evict)
         reader = Reader(self._store, threads=threads)
         weakref.finalize(self, reader.stop)
         self._fetch = Fetch(reader, self._slots, E, self._counts, host)
+        self.watch = Watch(specs, self._counts, self._fetch, self._slots.size)
         self._forecast: Forecast | None = None
         self._forecast_layers = range(0)
         self._runner = Runner(self._planner, self._fetch, self._slots, self._counts, self._ahead)

@@ -34,7 +34,7 @@ class Fetch:
         self, reader: Reader, slots: Slots, num_experts: int, counts: Telemetry, host: HostTier | None = None
     ) -> None:
         self._reader, self._slots, self._counts, self._host = reader, slots, counts, host
-        self._experts = num_experts
+        self.num_experts = num_experts
         self._key = [NOBODY] * slots.count
         self._there = [False] * slots.count
         self._ticket: list[Ticket | None] = [None] * slots.count
@@ -42,6 +42,7 @@ class Fetch:
         self._guesses: dict[int, list[int]] = {}  # layer -> slots read ahead for it
         self._leaving: dict[int, Ticket] = {}  # slot -> a read that nobody wants any more, but that still writes there
         self._put_off: dict[int, bool] = {}  # slots that wait for such a read to end -> whether theirs is urgent
+        self._last: dict[int, list[int]] = {}  # layer -> the experts it was computed with last
 
     def issue(self, transfers: Transfers) -> None:
         """Start the reads; those into a slot that is still written to start once it is not."""
@@ -64,9 +65,10 @@ class Fetch:
 
         hit  whether the planner had the expert in its slot before it was demanded
         """
+        self._last[layer] = experts
         resident = in_time = late = used = 0
         for expert, slot, known in zip(experts, slots, hit, strict=True):
-            key = layer * self._experts + expert
+            key = layer * self.num_experts + expert
             if self._key[slot] != key:  # the planner gave it the slot, and was interrupted before it was asked for
                 self._forget(slot)
                 self._key[slot] = key
@@ -97,7 +99,7 @@ class Fetch:
         guesses no longer. They keep their slots; who is demanded after all is read then.
         """
         for slot in self._guesses.pop(layer, ()):
-            if self._guess[slot] and self._key[slot] // self._experts == layer and self._called_off(slot):
+            if self._guess[slot] and self._key[slot] // self.num_experts == layer and self._called_off(slot):
                 self._drop_guess(slot)
 
     def arrived(self, slots: Iterable[int]) -> list[int]:
@@ -127,6 +129,23 @@ class Fetch:
         self._there[slot] = True
         self._read(ticket)
 
+    def contents(self) -> tuple[list[int], list[bool], list[bool], list[bool]]:
+        """Of each slot: the key it is for (-1 = none), whether its bytes are there, whether they are being read or will
+        be, and whether that was a guess which nobody has used yet. Any thread may ask, at any time.
+        """
+        key, there, tickets, put_off = list(self._key), list(self._there), list(self._ticket), dict(self._put_off)
+        coming = [False] * len(key)
+        for slot, ticket in enumerate(tickets):
+            if ticket is not None and not there[slot]:
+                there[slot], coming[slot] = ticket.done, not ticket.done
+        for slot in put_off:
+            coming[slot] = True
+        return key, there, coming, list(self._guess)
+
+    def last_used(self) -> dict[int, list[int]]:
+        """The experts that each layer which ran needed last. Any thread may ask, at any time."""
+        return dict(self._last)
+
     def recover(self) -> None:
         """After a pass that broke off, wherever: call off what has not started, and wait for what has."""
         self._reader.drain()
@@ -150,7 +169,7 @@ class Fetch:
             return
         self._settle(slot)
         self._put_off.pop(slot, None)
-        layer, expert = divmod(self._key[slot], self._experts)
+        layer, expert = divmod(self._key[slot], self.num_experts)
         if self._host is not None:
             self._host.expected(layer, expert)
         self._ticket[slot] = self._reader.submit(layer, expert, self._slots.bytes(slot), urgent)
@@ -183,7 +202,7 @@ class Fetch:
             self._leaving[slot] = ticket
         if self._guess[slot]:
             self._guess[slot] = False
-            self._counts.add(self._key[slot] // self._experts, "wasted", 1)
+            self._counts.add(self._key[slot] // self.num_experts, "wasted", 1)
         self._there[slot] = False
 
     def _called_off(self, slot: int) -> bool:
@@ -200,7 +219,7 @@ class Fetch:
         """The slot's read did not happen; if it was a guess, it was dropped."""
         if self._guess[slot]:
             self._guess[slot] = False
-            self._counts.add(self._key[slot] // self._experts, "dropped", 1)
+            self._counts.add(self._key[slot] // self.num_experts, "dropped", 1)
 
     def _settle(self, slot: int) -> None:
         """Until nothing writes to the slot any more; that a read which nobody wants failed is of no interest."""

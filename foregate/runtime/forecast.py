@@ -43,7 +43,8 @@ class Forecast:
 
         Raises: ChoiceError if the predictor's answer is none.
         """
-        if self._passes.layer != layer:  # a part of the model is run by itself: nobody saw what
+        # A part of the model may be run by itself: then nobody saw what.
+        if self._passes.layer != layer or not self._planner.asks:
             return
         started = perf_counter()
         spec = self._passes.spec

@@ -42,6 +42,7 @@ def offload(
     usage: Int | None = None,
     read_seconds: float | None = None,
     window_seconds: float | None = None,
+    look_seconds: float = 0.0,
     trust_remote_code: bool = False,
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
     on_step: Callable[[str], None] = lambda what: None,
@@ -60,8 +61,8 @@ def offload(
     context           tokens that keys and values are planned for
     threads           that read
     usage             [L, E] how often each expert was used, for the eviction "static"
-    read_seconds, window_seconds
-                      to read one expert, and of a layer at work, for the prefetch "budget"
+    read_seconds, window_seconds, look_seconds
+                      to read one expert, of a layer at work, of a predictor's answer, for the prefetch "budget"
     on_plan           called with the memory plan, before anything is loaded
     on_step           called with what is about to be done, in words, where that may take a while
 
@@ -95,6 +96,7 @@ def offload(
             usage=usage,
             read_seconds=read_seconds,
             window_seconds=window_seconds,
+            look_seconds=look_seconds,
         )
     except BaseException:
         experts.close()

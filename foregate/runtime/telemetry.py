@@ -30,23 +30,25 @@ KEPT = 1 << 14  # passes whose numbers are kept one by one; totals count all
 
 @final
 class Telemetry:
-    """Counts of a running model; `add` is called some ten times a layer."""
+    """Counts of a running model; `add` is called some ten times a layer. Any thread may ask for `totals`."""
 
     def __init__(self, num_layers: int) -> None:
         shape = (num_layers, len(FIELDS))
         self._now = np.zeros(shape)
-        self._totals = {"prefill": np.zeros(shape), "decode": np.zeros(shape)}
         self._seconds = {"prefill": 0.0, "decode": 0.0}
         self._tokens = {"prefill": 0, "decode": 0}
         self._passes: list[tuple[int, Float64]] = []  # tokens carried, numbers [L, fields]
         self._tokens_now = 0
         self._kind = "decode"
+        # Closed passes, this one and its kind: replaced as a whole, so that other threads count no pass twice.
+        self._sums = {"prefill": np.zeros(shape), "decode": np.zeros(shape)}, self._now, self._kind
 
     def begin(self, tokens: int, prefill: bool) -> None:
         """A pass over so many tokens starts; the one before is over, as far as it is not yet."""
         self._close()
         self._tokens_now = tokens
         self._kind = "prefill" if prefill else "decode"
+        self._sums = self._sums[0], self._now, self._kind
 
     def end(self, seconds: float) -> None:
         """The pass is over; it took so long."""
@@ -70,8 +72,8 @@ class Telemetry:
 
     def totals(self) -> dict[str, Any]:
         """Sums over all passes, with the shares and rates that follow from them (None where nothing was counted)."""
-        counted = {kind: total.copy() for kind, total in self._totals.items()}
-        counted[self._kind] = counted[self._kind] + self._now
+        closed, now, kind = self._sums
+        counted = {**closed, kind: closed[kind] + now}
         both = counted["prefill"] + counted["decode"]
         total: dict[str, Any] = {name: float(both[:, place].sum()) for name, place in PLACE.items()}
         for name in FIELDS[:WHOLE]:
@@ -97,10 +99,11 @@ class Telemetry:
     def _close(self) -> None:
         if not self._now.any():
             return
-        self._totals[self._kind] += self._now
+        closed = {**self._sums[0], self._kind: self._sums[0][self._kind] + self._now}
         self._passes.append((self._tokens_now, self._now))
         del self._passes[:-KEPT]
         self._now = np.zeros_like(self._now)
+        self._sums = closed, self._now, self._kind
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -17,13 +17,14 @@ KEY, STAGE, URGENT, GUESS, NUMBER, KIND = range(6)
 """Columns of `slots`: whose slot it is, how far its read is, whether somebody waits for it, whether it was read ahead
 and not used since, its place among all reads asked for, and where it is read from."""
 
-NOTHING, QUEUED, READING, THERE = range(4)
-"""Stages."""
+NOTHING, QUEUED, READING, THERE, LEAVING, PUT_OFF, DUE = range(7)
+"""Stages. LEAVING: a read for the expert before, which nobody wants any more, still writes there. PUT_OFF: and this
+one's is to start after it. DUE: it may start now."""
 
 DISK, HOST = range(2)
 """Kinds of reads."""
 
-QUEUE, FLYING, TICKETS, NEAREST, PASS, RUNNING, MOVES, EVENTS, FIRST, LAST, SOURCE = range(11)
+QUEUE, FLYING, TICKETS, NEAREST, PASS, RUNNING, MOVES, EVENTS, FIRST, LAST, SOURCE, LATER = range(12)
 """Places in `now`:
 
 QUEUE    reads that wait               FLYING   reads under way
@@ -31,18 +32,23 @@ TICKETS  reads asked for so far        NEAREST  layer of the last demand
 PASS     the running pass              RUNNING  the running layer, -1 = none yet
 MOVES    transfers noted               EVENTS   events noted
 FIRST    pass whose events are noted first, LAST the last of them
-SOURCE   where experts are: see FROM_DISK
+SOURCE   where experts are: see FROM_DISK   LATER  slots in `later`
 """
 
-REGISTERS = 11
+REGISTERS = 12
 FROM_DISK, BEHIND_HOST, ALL_IN_HOST = range(3)
 
-SLOT, LEFT, BEGAN, AHEAD = range(4)
-"""Columns of `flying`: the slot, the share of the read that is left, when it began, whether nobody waited for it then.
-"""
+SLOT, LEFT, BEGAN, AHEAD, OF = range(5)
+"""Columns of `flying`: the slot, the share of the read that is left, when it began, whether nobody waited for it then,
+and the key that is read."""
 
-TIME, WORK_SLOWED, READS_SLOWED = range(3)
+FLIGHT = 5
+
+TIME, WORK_SLOWED, READS_SLOWED, WAKING = range(4)
 """Places in `dial`."""
+
+LONG = 0.01
+"""Seconds of waiting after which processors are slow to begin, see `foregate.hardware.measure.IDLE`."""
 
 FIELDS = (
     "demanded",
@@ -93,11 +99,12 @@ class Clock(NamedTuple):
 
     slots     [C, 6]    see KEY
     queue     [C]       the first now[QUEUE] are slots whose reads wait
-    flying    [D, 4]    the first now[FLYING] are reads under way, see SLOT
+    later     [C]       the first now[LATER] are slots that were PUT_OFF, and may no longer be
+    flying    [D, 5]    the first now[FLYING] are reads under way, see SLOT
     pace      [2, L, D] seconds of a read by kind, layer, and how many are under way, less one
     size      [L]       bytes of an expert
-    now       [11]      see QUEUE
-    dial      [3]       see TIME
+    now       [12]      see QUEUE
+    dial      [4]       see TIME
     by_layer  [L, 15]   see FIELDS; by the layer of the expert, or of the work
     by_pass   [P, 15]   the same, by the pass in which it was
     place     [K]       where an expert is to be in host memory, -1 = nowhere
@@ -108,6 +115,7 @@ class Clock(NamedTuple):
 
     slots: Int64
     queue: Int32
+    later: Int32
     flying: Float64
     pace: Float64
     size: Int64
@@ -165,6 +173,9 @@ def promote(clock: Clock, slot: int) -> None:
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def cancel(clock: Clock, slot: int) -> bool:
     """Call a read off. False if it had started, or none was asked for."""
+    if clock.slots[slot, STAGE] in (PUT_OFF, DUE):
+        clock.slots[slot, STAGE] = LEAVING if clock.slots[slot, STAGE] == PUT_OFF else NOTHING
+        return True
     if clock.slots[slot, STAGE] != QUEUED:
         return False
     for i in range(clock.now[QUEUE]):
@@ -195,10 +206,9 @@ def work(clock: Clock, seconds: float) -> float:
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def wait(clock: Clock, slot: int) -> float:
-    """The worker waits until a read that was asked for has ended. Returns: seconds."""
+    """The worker waits until the read into a slot that is under way, or was asked for, has ended. Returns: seconds."""
     began = clock.dial[TIME]
-    promote(clock, slot)
-    while clock.slots[slot, STAGE] != THERE:
+    while clock.slots[slot, STAGE] not in (THERE, NOTHING, DUE):
         _advance(clock, max(_soonest(clock, 1.0), 0.0), 1.0)
         _finish(clock)
     return float(clock.dial[TIME] - began)
@@ -210,13 +220,20 @@ def _layer(clock: Clock, slot: int) -> int:
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _pace(clock: Clock, flight: int) -> float:
+    """Seconds of a read under way, at the link's present load."""
+    key = int(clock.flying[flight, OF])
+    layer = key // (len(clock.place) // len(clock.size))
+    kind = clock.slots[int(clock.flying[flight, SLOT]), KIND]
+    return float(clock.pace[kind, layer, clock.now[FLYING] - 1])
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _soonest(clock: Clock, slowed: float) -> float:
     """Seconds until the next read ends, -1 = none is under way."""
-    flying, many = clock.flying, clock.now[FLYING]
     soonest = -1.0
-    for i in range(many):
-        slot = int(flying[i, SLOT])
-        ends = flying[i, LEFT] * clock.pace[clock.slots[slot, KIND], _layer(clock, slot), many - 1] * slowed
+    for i in range(clock.now[FLYING]):
+        ends = clock.flying[i, LEFT] * _pace(clock, i) * slowed
         if soonest < 0 or ends < soonest:
             soonest = ends
     return soonest
@@ -225,11 +242,9 @@ def _soonest(clock: Clock, slowed: float) -> float:
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _advance(clock: Clock, seconds: float, slowed: float) -> None:
     """Time passes; no read ends before."""
-    flying, many = clock.flying, clock.now[FLYING]
     clock.dial[TIME] += seconds
-    for i in range(many):
-        slot = int(flying[i, SLOT])
-        flying[i, LEFT] -= seconds / (clock.pace[clock.slots[slot, KIND], _layer(clock, slot), many - 1] * slowed)
+    for i in range(clock.now[FLYING]):
+        clock.flying[i, LEFT] -= seconds / (_pace(clock, i) * slowed)
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
@@ -240,18 +255,19 @@ def _finish(clock: Clock) -> None:
         if flying[i, LEFT] > EPSILON:
             i += 1
             continue
-        _land(clock, int(flying[i, SLOT]), flying[i, BEGAN], flying[i, AHEAD])
+        _land(clock, int(flying[i, SLOT]), int(flying[i, OF]), flying[i, BEGAN], flying[i, AHEAD])
         now[FLYING] -= 1
-        for column in range(4):
+        for column in range(FLIGHT):
             flying[i, column] = flying[now[FLYING], column]
     _start(clock)
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _land(clock: Clock, slot: int, began: float, ahead: float) -> None:
-    clock.slots[slot, STAGE] = THERE
-    layer = _layer(clock, slot)
-    note(clock, READ_EVENT, began, layer, clock.slots[slot, KEY] % (len(clock.place) // len(clock.size)), ahead)
+def _land(clock: Clock, slot: int, key: int, began: float, ahead: float) -> None:
+    entry, experts = clock.slots[slot], len(clock.place) // len(clock.size)
+    stage = entry[STAGE]
+    entry[STAGE] = THERE if stage == READING else DUE if stage == PUT_OFF else NOTHING
+    note(clock, READ_EVENT, began, key // experts, key % experts, ahead)
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
@@ -268,12 +284,12 @@ def _start(clock: Clock) -> None:
         else:
             count(clock, layer, FROM_HOST, 1)
         began, ahead = clock.dial[TIME], 1.0 - entry[URGENT]
-        if clock.pace[entry[KIND], layer, 0] == 0:
-            _land(clock, slot, began, ahead)
-            continue
         entry[STAGE] = READING
+        if clock.pace[entry[KIND], layer, 0] == 0:
+            _land(clock, slot, entry[KEY], began, ahead)
+            continue
         row = clock.flying[now[FLYING]]
-        row[SLOT], row[LEFT], row[BEGAN], row[AHEAD] = slot, 1.0, began, ahead
+        row[SLOT], row[LEFT], row[BEGAN], row[AHEAD], row[OF] = slot, 1.0, began, ahead, entry[KEY]
         now[FLYING] += 1
 
 

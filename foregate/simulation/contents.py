@@ -14,32 +14,33 @@ from foregate.simulation.clock import (
     BEHIND_HOST,
     DEMANDED,
     DROPPED,
+    DUE,
     GUESS,
     GUESSED,
     IN_TIME,
     KEY,
     LATE,
+    LATER,
+    LEAVING,
     MISSED,
     MOVES,
     NOTHING,
     PASS,
+    PUT_OFF,
     QUEUE,
-    QUEUED,
     READING,
     RESIDENT,
     RUNNING,
     SOURCE,
     STAGE,
-    STALL,
-    STALL_EVENT,
     THERE,
     TIME,
+    URGENT,
     WASTED,
     Clock,
     ask,
     cancel,
     count,
-    note,
     promote,
     wait,
 )
@@ -47,27 +48,19 @@ from foregate.simulation.clock import (
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def issue(clock: Clock, host: tuple[State, Forecast | None], state: State, reads: int, layer: int, ahead: bool) -> None:  # noqa: PLR0917
-    """Start the reads on the planner's desk. Where a slot's last read cannot be called off any more, wait for it.
+    """Start the reads on the planner's desk; those into a slot that is still written to start once it is not.
 
     host   the planner of the host's memory; used where the clock says so
     layer  whose experts they are, read `ahead` or on demand
     """
     _note_moves(clock, state, reads, ahead)
+    resume(clock, host)
     desk, slots = state.desk, clock.slots
     for r in range(reads):
         slot = desk[SLOT_IN, r]
         _forget(clock, slot)
-        if slots[slot, STAGE] != READING:
-            slots[slot, KEY] = desk[KEY_IN, r]
-            _submit(clock, host, slot, not ahead)
-    for r in range(reads):
-        slot = desk[SLOT_IN, r]
-        if slots[slot, KEY] != desk[KEY_IN, r]:
-            began = clock.dial[TIME]
-            count(clock, layer, STALL, wait(clock, slot))
-            note(clock, STALL_EVENT, began, layer, -1, 0.0)
-            slots[slot, KEY] = desk[KEY_IN, r]
-            _submit(clock, host, slot, not ahead)
+        slots[slot, KEY] = desk[KEY_IN, r]
+        _submit(clock, host, slot, not ahead)
     if ahead:
         for r in range(reads):
             slots[desk[SLOT_IN, r], GUESS] = True
@@ -87,7 +80,7 @@ def require(clock: Clock, host: tuple[State, Forecast | None], state: State, ser
             in_time, late = in_time + there, late + (not there)
         elif known:
             resident, late = resident + there, late + (not there)
-        if slots[slot, STAGE] == NOTHING:
+        if slots[slot, STAGE] in (NOTHING, LEAVING, PUT_OFF, DUE):
             _submit(clock, host, slot, True)
         elif not there and known:
             promote(clock, slot)
@@ -101,15 +94,48 @@ def require(clock: Clock, host: tuple[State, Forecast | None], state: State, ser
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def passed(clock: Clock, layer: int) -> None:
     """Guesses for this layer that were not demanded are stale: those that never started are dropped."""
-    experts = len(clock.place) // len(clock.size)
     i = 0
     while i < clock.now[QUEUE]:
-        slot = clock.queue[i]
-        if clock.slots[slot, GUESS] and clock.slots[slot, KEY] // experts == layer:
-            cancel(clock, slot)
-            count(clock, layer, DROPPED, 1)
-        else:
-            i += 1
+        i += not _drop(clock, clock.queue[i], layer)
+    for j in range(clock.now[LATER]):
+        _drop(clock, clock.later[j], layer)
+
+
+@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
+def resume(clock: Clock, host: tuple[State, Forecast | None]) -> None:
+    """Reads that were put off start where nothing is written any more."""
+    kept = 0
+    for i in range(clock.now[LATER]):
+        slot = clock.later[i]
+        if clock.slots[slot, STAGE] == DUE:
+            _submit(clock, host, slot, clock.slots[slot, URGENT] > 0)
+        elif clock.slots[slot, STAGE] == PUT_OFF:
+            clock.later[kept] = slot
+            kept += 1
+    clock.now[LATER] = kept
+
+
+@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
+def arrive(clock: Clock, host: tuple[State, Forecast | None], slot: int) -> float:
+    """The worker waits until the bytes of the slot's expert are there. Returns: seconds."""
+    began = clock.dial[TIME]
+    if clock.slots[slot, STAGE] in (NOTHING, LEAVING, PUT_OFF, DUE):
+        wait(clock, slot)
+        _submit(clock, host, slot, True)
+    promote(clock, slot)
+    wait(clock, slot)
+    return float(clock.dial[TIME] - began)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _drop(clock: Clock, slot: int, layer: int) -> bool:
+    """Whether the slot's was a guess for the layer, that had not started and now never will."""
+    entry = clock.slots[slot]
+    if not entry[GUESS] or entry[KEY] // (len(clock.place) // len(clock.size)) != layer or not cancel(clock, slot):
+        return False
+    entry[GUESS] = False
+    count(clock, layer, DROPPED, 1)
+    return True
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
@@ -117,21 +143,22 @@ def _forget(clock: Clock, slot: int) -> None:
     """The slot's expert is evicted: its read is called off where that is still possible."""
     entry = clock.slots[slot]
     stage = entry[STAGE]
-    if stage == QUEUED:
-        cancel(clock, slot)
-    elif stage == THERE:
-        entry[STAGE] = NOTHING
+    if not cancel(clock, slot) and stage in (READING, THERE):
+        entry[STAGE] = LEAVING if stage == READING else NOTHING
     if entry[GUESS]:
         entry[GUESS] = False
         layer = entry[KEY] // (len(clock.place) // len(clock.size))
-        if stage in (READING, THERE):
-            count(clock, layer, WASTED, 1)
-        elif stage == QUEUED:
-            count(clock, layer, DROPPED, 1)
+        count(clock, layer, WASTED if stage in (READING, THERE) else DROPPED, 1)
 
 
 @njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
 def _submit(clock: Clock, host: tuple[State, Forecast | None], slot: int, urgent: bool) -> None:
+    """Ask for the slot's expert, now or once nothing is written there."""
+    entry = clock.slots[slot]
+    if entry[STAGE] in (LEAVING, PUT_OFF):
+        entry[STAGE], entry[URGENT] = PUT_OFF, urgent
+        _put_off(clock, slot)
+        return
     if clock.now[SOURCE] == BEHIND_HOST:
         planner, forecast = host
         key = clock.slots[slot, KEY]
@@ -141,6 +168,16 @@ def _submit(clock: Clock, host: tuple[State, Forecast | None], slot: int, urgent
         begin(planner, forecast, False)
         demand(planner, forecast, key // experts, planner.desk[SLOT, :1].copy(), planner.lock[:0])
     ask(clock, slot, urgent)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _put_off(clock: Clock, slot: int) -> None:
+    now = clock.now
+    for i in range(now[LATER]):
+        if clock.later[i] == slot:
+            return
+    clock.later[now[LATER]] = slot
+    now[LATER] += 1
 
 
 @njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]

@@ -26,6 +26,7 @@ class Costs:
     around   Float64[R + 1]         of a pass beside its mixture layers: output embedding, sampling, ...
     look     Float64[R + 1]         of a predictor's answer about one layer
     work_slowed, reads_slowed       factors while both are done at once
+    waking                          added to what is computed after a long wait
 
     More tokens than a table has cost as much more as its last rise says.
 
@@ -40,6 +41,7 @@ class Costs:
     look: Float64
     work_slowed: float = 1.0
     reads_slowed: float = 1.0
+    waking: float = 0.0
 
     def __post_init__(self) -> None:
         layers = len(self.bytes)
@@ -52,6 +54,8 @@ class Costs:
         for name in ("work_slowed", "reads_slowed"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ChoiceError(f"{name} is {getattr(self, name)}; it must be a factor above 0")
+        if not (np.isfinite(self.waking) and self.waking >= 0):
+            raise ChoiceError(f"waking is {self.waking}; it must be seconds, 0 or more: measure anew")
         assert self.read.shape[:2] == (2, layers)
         assert self.read.shape[2] >= 1
         assert self.expert.shape[0] in (1, layers)
@@ -92,6 +96,7 @@ class Costs:
             else np.full(of_pass[-1] + 1, look_seconds),
             work_slowed=max(profile.work_slowed, 1.0) if slowed else 1.0,
             reads_slowed=max(profile.reads_slowed, 1.0) if slowed else 1.0,
+            waking=profile.waking_seconds,
         )
 
     def reaching(self, tokens: int, rows: int) -> "Costs":

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from foregate.arrays import Bool, Float32, Float64, Int32, Int64
-from foregate.memory.core import begin, demand, expect, speculate
+from foregate.memory.core import asks, begin, demand, expect, speculate
 from foregate.memory.predicted import Forecast
 from foregate.memory.state import EXPERT, REST, SLOT, State
 from foregate.simulation.clock import (
@@ -18,6 +18,7 @@ from foregate.simulation.clock import (
     COMPUTE_EVENT,
     DENSE,
     DENSE_EVENT,
+    LONG,
     PASS,
     PREDICTOR,
     PREDICTOR_EVENT,
@@ -27,14 +28,13 @@ from foregate.simulation.clock import (
     STALL_EVENT,
     THERE,
     TIME,
+    WAKING,
     Clock,
     count,
     note,
-    promote,
-    wait,
     work,
 )
-from foregate.simulation.contents import issue, passed, require
+from foregate.simulation.contents import arrive, issue, passed, require, resume
 
 Host = tuple[State, Forecast | None]
 
@@ -122,9 +122,9 @@ def _layer(  # noqa: PLR0917
         rest -= later
         if rest == 0 and not course.entered:
             _look(state, forecast, host, clock, course, layer)
-        _compute(clock, layer, waves[which], served, tokens, course.expert)
+        _compute(clock, host, layer, waves[which], served, tokens, course.expert)
         which, served = 1 - which, later
-    _compute(clock, layer, waves[which], served, tokens, course.expert)
+    _compute(clock, host, layer, waves[which], served, tokens, course.expert)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -159,7 +159,7 @@ def _look(state: State, forecast: Forecast | None, host: Host, clock: Clock, cou
     """Ask about the layers that follow, then read ahead for them, the nearest first."""
     p, L = clock.now[PASS], len(state.known)
     last = min(layer + course.chance.shape[2], L - 1)
-    if last <= layer:
+    if last <= layer or not asks(state):
         return
     began = clock.dial[TIME]
     count(clock, max(layer, 0), PREDICTOR, work(clock, course.look[course.rows[p]] * (last - layer)))
@@ -173,10 +173,13 @@ def _look(state: State, forecast: Forecast | None, host: Host, clock: Clock, cou
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _compute(clock: Clock, layer: int, wave: Int32, served: int, tokens: Int32, expert: Float64) -> None:  # noqa: PLR0917
+def _compute(  # noqa: PLR0917
+    clock: Clock, host: Host, layer: int, wave: Int32, served: int, tokens: Int32, expert: Float64
+) -> None:
     """Each expert of a wave, those that are there first."""
     waiting = served
     while waiting > 0:
+        resume(clock, host)
         ready, seconds, kept = 0, 0.0, 0
         for i in range(waiting):
             if clock.slots[wave[0, i], STAGE] == THERE:
@@ -188,9 +191,10 @@ def _compute(clock: Clock, layer: int, wave: Int32, served: int, tokens: Int32, 
         only = -1
         if ready == 0:
             only, seconds = wave[1, 0], expert[layer, tokens[wave[1, 0]]]
-            promote(clock, wave[0, 0])
             began = clock.dial[TIME]
-            count(clock, layer, STALL, wait(clock, wave[0, 0]))
+            waited = arrive(clock, host, wave[0, 0])
+            seconds += clock.dial[WAKING] if waited >= LONG else 0.0
+            count(clock, layer, STALL, waited)
             note(clock, STALL_EVENT, began, layer, only, 0.0)
             kept = waiting - 1
             for i in range(kept):

@@ -18,10 +18,12 @@ class Pace:
     read    between one expert's arrival and the next one's, while experts are read without pause
     window  of one mixture layer whose experts are all there: what a read ahead can hide behind, for each layer of its
             distance
+    look    of a predictor's answer about one layer; 0 where the profile has none
     """
 
     read: float
     window: float
+    look: float = 0.0
 
 
 def pace_of(profile: Profile, shape: ModelShape, *, on_disk: bool) -> Pace:
@@ -35,7 +37,8 @@ def pace_of(profile: Profile, shape: ModelShape, *, on_disk: bool) -> Pace:
     size = shape.slot_bytes
     dense = profile.dense_seconds(1, max(1, sum(shape.dense_bytes) // shape.layers))
     window = dense + shape.top_k * profile.expert_seconds(1, size)
-    return Pace(read_pace(profile, size, on_disk=on_disk), window)
+    look = profile.predictor_seconds(1) if profile.of("predict") else 0.0
+    return Pace(read_pace(profile, size, on_disk=on_disk), window, look)
 
 
 def read_pace(profile: Profile, size: int, *, on_disk: bool) -> float:

@@ -16,7 +16,7 @@ from foregate.memory.eviction import eviction
 from foregate.memory.prefetch import Nothing, prefetch
 from foregate.predictors import PREDICTORS
 
-FORMAT = 1
+FORMAT = 2
 
 
 @final
@@ -43,8 +43,8 @@ class Plan:
     evict, prefetch of the memory package, as text
     predictor       whose guesses are read ahead: a component, or a file beside this one; None: nobody's
     distance        layers ahead, at most
-    read_seconds, window_seconds
-                    what the prefetch `budget` weighs: to read one expert, and of a layer at work
+    read_seconds, window_seconds, look_seconds
+                    what the prefetch `budget` weighs: to read one expert, of a layer at work, of a predictor's answer
     provenance      how it was found: trace, profile, split, what was searched
     """
 
@@ -58,6 +58,7 @@ class Plan:
     distance: int
     read_seconds: float | None
     window_seconds: float | None
+    look_seconds: float
     expected: Expected
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -106,6 +107,8 @@ def _checked(plan: Plan, path: Path) -> Plan:
     for name, value in (*seconds, *asdict(plan.expected).items()):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SourceError(f"{path}: {name} is {value}; it must be a number above zero")
+    if not (math.isfinite(plan.look_seconds) and plan.look_seconds >= 0):
+        raise SourceError(f"{path}: look_seconds is {plan.look_seconds}; it must be a number, 0 or above")
     try:
         future = eviction(plan.evict).needs_future
         nothing = isinstance(prefetch(plan.prefetch), Nothing)

@@ -180,13 +180,14 @@ MODELS: dict[str, ModelShape] = {name: published.shape(name) for name, published
 def find_shape(text: str | None, spec: MoESpec) -> ModelShape:
     """The shape of the model that a trace is of.
 
-    text  a preset, or a folder or Hugging Face name; None: whose name the trace bears, else what the trace itself says
+    text  a preset, or a folder or Hugging Face name, whose experts' sizes count then; None: whose name the trace bears,
+          else what the trace itself says
 
     Raises: ChoiceError where nothing says how large an expert is; TraceError for a trace of other layers; ModelError.
     """
     if text is not None:
         shape = MODELS[text] if text in MODELS else of_config(text, stack=spec.stack)
-        return _matched(shape, spec)
+        return replace(_matched(shape, spec), expert_bytes=shape.expert_bytes)
     preset = preset_of(spec.model)
     if preset is not None:
         return _matched(MODELS[preset], spec)

@@ -82,11 +82,12 @@ def simulate(  # noqa: PLR0917
         )
     ahead = prefetch_of(prefetch) if isinstance(prefetch, str) else prefetch
     options: dict[str, Any] = {"profile": usage}
+    most = int(passes.tokens.max(initial=1)), int(passes.rows.max(initial=1))
+    costs = Costs.of(profile, shape, tokens=most[0], rows=most[1], threads=threads, look_seconds=look_seconds)
     if isinstance(ahead, Budget):
         pace = pace_of(profile, shape, on_disk=host_slots is not None)
         options |= {"expert_bytes": shape.slot_bytes, "read_seconds": pace.read, "window_seconds": pace.window}
-    most = int(passes.tokens.max(initial=1)), int(passes.rows.max(initial=1))
-    costs = Costs.of(profile, shape, tokens=most[0], rows=most[1], threads=threads, look_seconds=look_seconds)
+        options["look_seconds"] = float(costs.look[1])
     kind = eviction_of(eviction) if isinstance(eviction, str) else eviction
     setting = Setting(slots, kind, ahead, host_slots, options)
     return play(passes, costs, setting, chances=chances, entered=entered, transfers=transfers, window=window)
@@ -190,11 +191,12 @@ def _clock(  # noqa: PLR0917
     return at.Clock(
         slots=holders,
         queue=np.zeros(slots, np.int32),
-        flying=np.zeros((costs.read.shape[2], 4)),
+        later=np.zeros(slots, np.int32),
+        flying=np.zeros((costs.read.shape[2], at.FLIGHT)),
         pace=np.ascontiguousarray(costs.read),
         size=costs.bytes,
         now=now,
-        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed]),
+        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.waking]),
         by_layer=np.zeros((L, fields)),
         by_pass=np.zeros((len(passes), fields)),
         place=host.slot_of if setting.host_slots else np.full(L * E, -1, np.int32),
