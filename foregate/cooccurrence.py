@@ -21,6 +21,15 @@ def transitions(experts: Int, num_experts: int) -> Int64:
     return counts
 
 
+def coactivation(experts: Int, num_experts: int) -> Int64:
+    """[L, E, E] tokens that used experts a and b at the same layer, and on the diagonal those that used a.
+    experts: [T, L, k], -1 = absent.
+    """
+    layered = np.ascontiguousarray(experts.swapaxes(0, 1))
+    counts: Int64 = count_pairs(layered, layered, num_experts)
+    return counts
+
+
 def mutual_information(counts: Int64) -> Float64:
     """[...] bits that the first axis of [..., A, B] counts tells about the second; the plain (plug-in) estimate."""
     total = np.maximum(counts.sum(axis=(-2, -1)), 1)

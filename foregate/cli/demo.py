@@ -36,7 +36,7 @@ def command(
 
     from rich.console import Console
 
-    from foregate.cli import compare, describe, record
+    from foregate.cli import compare, describe, record, report
     from foregate.errors import need
 
     for module, extra in (("torch", "models"), ("transformers", "models"), ("plotly", "report")):
@@ -62,8 +62,8 @@ def command(
     line = _line("compare", trace, "--as", REPLAY, "--folds", FOLDS, "--distance", DISTANCES, "--json", results)
     commands.append(_say(console, "3. Compare all predictors on prompts that they were not fitted on.", line))
     compare.command([trace], replay=REPLAY, folds=FOLDS, distance=DISTANCES, json=results)
-    _say(console, "4. Put it all on one page.", None)
-    write_page(trace, results, page, commands)
+    commands.append(_say(console, "4. Put it all on one page.", _line("report", results, "--trace", trace, "-o", page)))
+    report.write_page([results], [trace], page, commands=commands)
     _conclude(console, page, results, trace, time.monotonic() - began)
 
 
@@ -95,23 +95,6 @@ def _quiet(folder: Path) -> None:
         torch.set_num_threads(1)
 
 
-def write_page(trace: Path, results: Path, page: Path, commands: list[str]) -> None:
-    """The report page from a trace and the rows that `compare --json` wrote."""
-    from json import loads
-
-    from foregate.description import describe
-    from foregate.evaluation import Measure
-    from foregate.report.page import build_page
-    from foregate.traces.storage import read_trace, replacing
-
-    measures = [Measure(**row) for row in loads(results.read_text(encoding="utf-8"))]
-    described = describe(read_trace(trace, hidden=False))
-    title = f"What the routing of {Path(described.spec.model).name} gives away"
-    html = build_page([described], measures, title=title, commands=commands)
-    with replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-
-
 def _record_line(folder: Path, trace: Path) -> str:
     options = ("--max-new-tokens", NEW_TOKENS, "--batch-size", BATCH, "--hidden", "--overwrite")
     return _line("record", folder, "--prompts", PROMPTS, "-o", trace, *options)
@@ -130,12 +113,11 @@ def _near(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def _say(console: Console, what: str, line: str | None) -> str:
+def _say(console: Console, what: str, line: str) -> str:
     console.print()
     console.print(what, style="bold", highlight=False)
-    if line is not None:
-        console.print(f"$ {line}", style="cyan", highlight=False, markup=False, soft_wrap=True)
-    return line or ""
+    console.print(f"$ {line}", style="cyan", highlight=False, markup=False, soft_wrap=True)
+    return line
 
 
 def _conclude(console: Console, page: Path, results: Path, trace: Path, seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli import completion
 from foregate.cli.staging import Staging, Words, facts, slots_of, staged
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 
 OWN_PROMPTS = 40  # of the demo's
+RUNNERS_UP = 8  # that a plan's file tells
+OF_A_SETTING = ("evict", "predictor", "prefetch", "distance")
+OF_A_ROW = ("strategy", "tokens_per_second", "low", "high", "hit_rate", "stall_share", "cold_precision", "knows_future")
 
 
 def command(
@@ -26,14 +30,23 @@ def command(
         Path, typer.Argument(help="A trace of the model's routing; or the model's folder, to record a short one first.")
     ],
     *,
-    profile: Annotated[str, typer.Option(help="File of foregate profile, or a datasheet such as rtx-3090.")],
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="File of foregate profile, or a datasheet such as rtx-3090.", autocompletion=completion.machines
+        ),
+    ],
     memory: Annotated[str, typer.Option(help="Fast memory: 25% of the experts, or 6GiB for the whole model.")] = "25%",
     host_memory: Annotated[
         str | None,
         typer.Option(help="Experts in host memory: all, none, 16GiB, 50%.  [default: all, without a GPU none]"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.")
+        str | None,
+        typer.Option(
+            help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
@@ -41,7 +54,11 @@ def command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a folder: tokens to write after each prompt.")] = 24,
     predictors: Annotated[
-        str | None, typer.Option(help="Comma-separated components and .npz files to try.  [default: quick ones]")
+        str | None,
+        typer.Option(
+            help="Comma-separated components and .npz files to try.  [default: quick ones]",
+            autocompletion=completion.predictors,
+        ),
     ] = None,
     replay: Annotated[
         str, typer.Option("--as", help="recorded, or decode: replay prefill as if its tokens had come one by one.")
@@ -49,12 +66,12 @@ def command(
     tokens: Annotated[
         int, typer.Option(min=0, help="Whole prompts until so many tokens, to choose on and to report on; 0 = all.")
     ] = 3000,
-    seed: Annotated[int, typer.Option(help="Of the split and of the prompts drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the prompts drawn.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Plan for foregate run --plan, JSON; a predictor beside it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON instead of text.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here ('-' = standard output).")] = None,
 ) -> None:
     """Find out who should leave, and whether reading ahead pays here: whose guesses, how many, how far.
 
@@ -63,9 +80,10 @@ def command(
 
     Example: foregate plan deepseek.parquet --as decode --profile machine.json --memory 25% -o plan.json
     """
-    import json
     import tempfile
     from dataclasses import asdict
+
+    from foregate.cli.terminal import alone, write_json
 
     with tempfile.TemporaryDirectory() as folder:
         trace = source
@@ -77,8 +95,9 @@ def command(
     plan = done.plan(memory, str(source))
     if output is not None:
         plan = _write(plan, done.guesser, output)
-    if as_json:
-        print(json.dumps(asdict(plan), indent=1))
+    if json is not None:
+        write_json(json, asdict(plan))
+    if alone(json):
         return
     show(plan, done)
     if output is not None:
@@ -121,6 +140,7 @@ class Done:
             distance=best.distance,
             read_seconds=pace.read,
             window_seconds=pace.window,
+            look_seconds=chosen.look_seconds or 0.0,
             expected=Expected(chosen.tokens_per_second, chosen.low, chosen.high, on_demand.tokens_per_second),
             provenance={
                 "source": source,
@@ -132,6 +152,11 @@ class Done:
                 "settings_tried": len(self.search.trials),
                 "gain_of_guesses_on_validation": self.search.gain,
                 "break_even": asdict(self.even),
+                "test_rows": [{name: getattr(row, name) for name in OF_A_ROW} for row in self.rows],
+                "runners_up": [
+                    {**{name: getattr(t.strategy, name) for name in OF_A_SETTING}, "tokens_per_second": t.speed}
+                    for t in self.search.runners_up(RUNNERS_UP)
+                ],
             },
         )
 
@@ -140,7 +165,7 @@ def _planned(words: Words, memory: str, predictors: str | None, jobs: int | None
     """Search, on validation prompts; then the report, on test prompts."""
     import os
 
-    from foregate.cli.terminal import progress_bar
+    from foregate.cli.terminal import chatter, progress_bar
     from foregate.components import split_list
     from foregate.errors import ChoiceError
     from foregate.simulation.breakeven import break_even
@@ -154,8 +179,9 @@ def _planned(words: Words, memory: str, predictors: str | None, jobs: int | None
         found = search(staging.judged, slots, predictors=asked, jobs=jobs or os.cpu_count() or 1, advance=advance)
     if predictors is not None and found.left:
         raise ChoiceError(next(iter(found.left.values())))
-    even = break_even(staging.judged, slots, found.best.strategy.distance, seed=words.seed)
-    return Done(staging, found, even, *_report(staging, found, (memory, slots)))
+    with chatter().status("reporting on test prompts"):
+        even = break_even(staging.judged, slots, found.best.strategy.distance, seed=words.seed)
+        return Done(staging, found, even, *_report(staging, found, (memory, slots)))
 
 
 def _record(model: Path, prompts: str | None, max_new_tokens: int, memory: str, path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli import completion
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -18,14 +20,18 @@ if TYPE_CHECKING:
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="The trace whose test prompts are run.")],
+    trace: Annotated[
+        Path,
+        typer.Argument(help="The trace whose test prompts are run; or an expert_statistics_3d.json, popularity only."),
+    ],
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     profile: Annotated[
         str,
         typer.Option(
             help="File of foregate profile, or a datasheet: rtx-3090, rtx-4090, a100-pcie, a100-sxm, h200, "
-            "jetson-orin, laptop."
+            "jetson-orin, laptop.",
+            autocompletion=completion.machines,
         ),
     ],
     memory: Annotated[str, typer.Option(help="Fast memory: 25% of the experts, or 6GiB for the whole model.")] = "25%",
@@ -34,18 +40,27 @@ def command(
         typer.Option(help="Experts in host memory: all, none, 16GiB, 50%.  [default: all, without a GPU none]"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.")
+        str | None,
+        typer.Option(
+            help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     strategies: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated, beside the bounds on-demand, belady and oracle: lfu, look-ahead, top-k, adaptive, "
             "pre-gated, expertflow, moe-infinity, finemoe, fate, foregate-cache, foregate; A to E, the original's; or "
-            "own parts: predicted+bank+threshold:0.6@2.  [default: all]"
+            "own parts: predicted+bank+threshold:0.6@2.  [default: all]",
+            autocompletion=completion.strategies,
         ),
     ] = None,
     predictor: Annotated[
-        str | None, typer.Option(help="Predictor of the strategy foregate: a component or a fitted .npz.")
+        str | None,
+        typer.Option(
+            help="Predictor of the strategy foregate: a component or a fitted .npz.",
+            autocompletion=completion.predictors,
+        ),
     ] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="memory=10%,25%,50% or batch=1,4,16, or both.")] = None,
     replay: Annotated[
@@ -53,8 +68,11 @@ def command(
     ] = "recorded",
     split: Annotated[str, typer.Option(help="prompt; none: fit and run on all prompts (marked).")] = "prompt",
     tokens: Annotated[int, typer.Option(min=0, help="Whole test prompts until so many; 0 = all.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Of the split and of the prompts drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the prompts drawn.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]")] = None,
+    moments: Annotated[
+        int, typer.Option(min=0, help="Passes that --json tells event by event, for the report's timeline.")
+    ] = 2,
     json: Annotated[Path | None, typer.Option(help="Write the rows here ('-' = standard output).")] = None,
 ) -> None:
     """Run a recorded routing on a machine you need not have, under several strategies in the same fast memory.
@@ -65,12 +83,24 @@ def command(
     """
     import os
 
+    from foregate.cli.popularity import Asked, estimate
     from foregate.cli.staging import Words, slots_of, staged
     from foregate.cli.terminal import progress_bar, warn
     from foregate.simulation.experiment import compare_strategies, settle
     from foregate.simulation.strategies import BOUNDS, chosen, wants_hidden
+    from foregate.usagefiles import is_counts
 
     memories, batches = _sweeps([*(sweep or []), *(more or [])], memory)
+    if is_counts(trace):
+        needs_trace = {
+            "--strategies": strategies is not None,
+            "--predictor": predictor is not None,
+            "--sweep batch": batches != [None],
+            f"--as {replay}": replay != "recorded",
+            f"--split {split}": split != "prompt",
+        }
+        estimate(Asked(trace, profile, model, memories, host_memory, needs_trace), json)
+        return
     wanted = chosen(strategies)
     words = Words([trace], profile, model, host_memory, split, replay, tokens, seed)
     staging = staged(words, hidden=any(map(wants_hidden, [s.predictor for s in wanted.values()] + [predictor])))
@@ -87,6 +117,7 @@ def command(
             batches,
             jobs=jobs or os.cpu_count() or 1,
             required=[] if strategies is None else [name for name in wanted if name not in BOUNDS],
+            moments=0 if json is None else moments,
             advance=advance,
         )
     if json is not None:
@@ -194,7 +225,8 @@ def _write(
         "seed": staging.words.seed,
         "facts": facts(staging),
         "strategies": {name: asdict(strategy) for name, strategy in strategies.items()},
-        "rows": [asdict(r) for r in rows],
         "left_out": dict(left),
     }
-    write_text(path, dumps(found, indent=1) + "\n")
+    # A row a line: indented, its moments would take a line a number.
+    lines = ",\n  ".join(dumps(asdict(r)) for r in rows)
+    write_text(path, f'{dumps(found, indent=1).removesuffix("}").rstrip()},\n "rows": [\n  {lines}\n ]\n}}\n')

@@ -1,1 +1,1 @@
-"""One self-contained HTML page from descriptions and result rows. Computes no metric, reads no trace."""
+"""Self-contained HTML pages from counted traces and from what commands wrote. Computes no metric."""

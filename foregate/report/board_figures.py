@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from foregate.evaluation import Measure
 from foregate.report import numbers
 from foregate.report.board import Board, Column
-from foregate.report.figures import BASELINE, COLOURS, DASHES, Figure, axes
+from foregate.report.figures import BASELINE, COLOURS, DASHES, MARKERS, Figure, axes
 
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "pentagon", "hexagon", "bowtie")
 SHOWN = 6  # lines that are drawn at once; the others wait in the legend
 NAMES_WIDEST = 200  # pixels
 
@@ -89,7 +89,8 @@ def by_distance(board: Board, name: str) -> Figure:
     return Figure(
         name=name,
         title="Accuracy by distance",
-        caption=f"{_metric(board)} as predictions look further ahead; mean over layers. {_obtained(board)} {_LEGEND}",
+        caption=f"{_metric(board)} as predictions look further ahead; mean over layers, with 95 % intervals. "
+        f"{_obtained(board)} {_LEGEND}",
         text=f"A line for each predictor over distances {_list(board.distances)}. "
         + " ".join(_leader(board, d) for d in board.distances),
         data=[
@@ -107,8 +108,9 @@ def by_budget(board: Board, name: str) -> Figure:
         name=name,
         title="Recall by budget",
         caption="Share of the routed set among the experts that a budget allows to fetch per layer, "
-        f"{_ahead(distance)}; mean over layers. {_obtained(board)} {_LEGEND}",
-        text=f"A line for each predictor over budgets {_list(board.budgets)}.",
+        f"{_ahead(distance)}; mean over layers, with 95 % intervals. {_obtained(board)} {_LEGEND}",
+        text=f"A line for each predictor over budgets {_list(board.budgets)}. "
+        + " ".join(_leading(board, b, distance) for b in board.budgets),
         data=[_points(board, line, points, "budget %{x}") for line in _lines(board)],
         layout=axes("experts fetched per layer", "recall", percent=True, ticks=board.budgets),
     )
@@ -176,11 +178,30 @@ def _points(
     pattern = _format(points[0][1])
     return {
         **line,
+        "error_y": _intervals(cells, line["line"]["color"]),
         "x": [x for x, _, _ in points],
         "y": [None if m is None else round(m.value, 4) for m in cells],
         "customdata": ["" if m is None else numbers.interval(m) for m in cells],
         "hovertemplate": where + ": %{y:" + pattern + "} %{customdata}<extra>%{fullData.name}</extra>",
     }
+
+
+def _intervals(cells: Sequence[Measure | None], colour: str) -> dict[str, Any]:
+    """Of 95 %; nothing where a cell has none."""
+    above = [0 if m is None or m.high is None else round(m.high - m.value, 4) for m in cells]
+    below = [0 if m is None or m.low is None else round(m.value - m.low, 4) for m in cells]
+    looks = {"color": colour, "thickness": 1, "width": 3}
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **looks}
+
+
+def _leading(board: Board, budget: int, distance: int | None) -> str:
+    """Who is best at one budget, for the text alternative."""
+    cells = [board.cell(p, ("recall", budget), distance=distance) for p in board.predictors]
+    known = [m for m in cells if m is not None]
+    if not known:
+        return ""
+    first = max(known, key=lambda m: m.value)
+    return f"With {budget}, {first.predictor} leads with {numbers.value('recall', first.value)}."
 
 
 def _nearest(board: Board) -> int | None:

@@ -1,12 +1,11 @@
 """One self-contained HTML page of a learning curve: what training lost and what judged it, epoch by epoch."""
 
 from collections.abc import Sequence
-from html import escape
 
-from foregate.errors import need
 from foregate.predictors.session import Point
 from foregate.report.figures import COLOURS, Figure, axes
-from foregate.report.page import command_list, document, grid
+from foregate.report.page import build_page, commands_section
+from foregate.report.section import Section
 
 
 def build_curve_page(curve: Sequence[Point], *, title: str, commands: Sequence[str]) -> str:
@@ -16,22 +15,17 @@ def build_curve_page(curve: Sequence[Point], *, title: str, commands: Sequence[s
 
     Raises: ExtraError where plotly is not installed.
     """
-    plotly: str = need("plotly.offline", "report").get_plotlyjs()
     best = max(curve, key=lambda point: point.score)
     text = (
         f"{len(curve)} epochs; the best on what judges, {best.score:.4f}, came after epoch {best.epoch} and was kept."
     )
-    figures = [
+    figures = (
         _figure("score", "Score on what judges", curve, [p.score for p in curve], COLOURS[0]),
         _figure("loss", "Loss on what is trained on", curve, [p.loss for p in curve], COLOURS[1]),
         _figure("rate", "Learning rate", curve, [p.rate for p in curve], COLOURS[2]),
-    ]
-    body = [
-        f'<header><h1>{escape(title)}</h1><p class="summary">{escape(text)}</p></header>',
-        f"<section><h2>Learning curve</h2>{grid(figures)}</section>",
-        command_list(commands),
-    ]
-    return document(title, "\n".join(body), figures, plotly)
+    )
+    sections = [Section("curve", "Learning curve", "", figures), *commands_section(commands)]
+    return build_page(sections, title=title, summary=[text])
 
 
 def _figure(name: str, title: str, curve: Sequence[Point], values: Sequence[float], colour: str) -> Figure:

@@ -47,6 +47,8 @@ def value(metric: str, number: float) -> str:
     if metric == "predict_us":
         return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
     if metric == "fit_s":
+        if number >= 100:
+            return f"{number:,.0f}"
         return f"{number:.3g}" if number >= 0.001 else "<\u00a00.001"
     return f"{number:.3f}"
 
@@ -57,3 +59,16 @@ def interval(measure: Measure) -> str:
         return ""
     low, high = (value(measure.metric, v).removesuffix("\u00a0%") for v in (measure.low, measure.high))
     return f"[{low}, {high}]"
+
+
+def seconds(value: float) -> str:
+    """Three digits with the unit that fits: "1.23 ms"."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("\u00b5s", 1e-6)):
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g}\u00a0{unit}"
+    return f"{value * 1e9:.3g}\u00a0ns"
+
+
+def rate(value: float) -> str:
+    """Tokens a second: three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

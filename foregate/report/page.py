@@ -1,171 +1,41 @@
-"""The whole page: one HTML file with everything in it, which loads nothing from elsewhere (its own policy forbids)."""
+"""The whole page: sections in one HTML file, which loads nothing from elsewhere (its own policy forbids)."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from foregate.description import Description
 from foregate.errors import need
-from foregate.evaluation import Measure
-from foregate.predictors import BASELINES
-from foregate.report import board_figures, numbers, routing_figures
-from foregate.report.board import Board, boards
 from foregate.report.figures import Figure
-from foregate.report.tables import explanation, facts_table, leaderboard
+from foregate.report.looks import MARGIN, looks
+from foregate.report.section import Section
 
-ROOM = 2_500_000  # bytes for transition matrices; plotly itself takes 4.8 MB of the 8 that a page may have
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+STYLES = ("page.css", "tables.css")
+SCRIPTS = ("page.js", "journeys.js", "tables.js")
 
 
 def build_page(
-    descriptions: Sequence[Description],
-    measures: Sequence[Measure],
-    *,
-    title: str,
-    commands: Sequence[str],
-    baselines: Collection[str] = BASELINES,
+    sections: Sequence[Section], *, title: str, summary: Sequence[str], doubts: Sequence[str] = (), theme: str = ""
 ) -> str:
     """One self-contained HTML page.
 
-    commands   what to type to get these results again
-    baselines  names of the predictors that any other must beat
+    summary  what was found, a sentence or two each
+    doubts   what must be known before any of it is believed
+    theme    light or dark; the reader's own where empty
 
     Raises: ExtraError where plotly is not installed.
     """
     plotly: str = need("plotly.offline", "report").get_plotlyjs()
-    compared = boards(measures, baselines)
-    shown: list[Figure] = []
-    body = [_header(title, descriptions, compared)]
-    ids = {d.spec.model: d.spec.layer_ids for d in descriptions}
-    body += [_board(board, i, ids.get(board.trace), shown) for i, board in enumerate(compared)]
-    body += [_described(d, i, ROOM // len(descriptions), shown) for i, d in enumerate(descriptions)]
-    body.append(command_list(commands))
-    return document(title, "\n".join(body), shown, plotly)
-
-
-def summary(board: Board) -> str:
-    """What a comparison found, in a sentence or two."""
-    place = f"{board.trace}, split by {board.rows[0].split}, replayed as {board.rows[0].replay}"
-    if board.leaks:
-        return f"On {place}: this split leaks, so no predictor can be called best from it."
-    distance = board.distances[0] if board.distances else None
-    best, baseline = board.best(distance, baseline=False), board.best(distance, baseline=True)
-    metric = numbers.metric_name(*board.main)
-    ahead = "" if distance is None else f" {distance} layer{'s' if distance > 1 else ''} ahead"
-    if best is None or baseline is None:
-        alone = best or baseline
-        if alone is None:
-            return f"On {place}: nothing was measured by {metric}."
-        return f"On {place}: {_scored(alone)} at {metric}{ahead}; there is nothing to compare it with."
-    if best.value <= baseline.value:
-        return f"On {place}: no predictor beats the best baseline, {_scored(baseline)} at {metric}{ahead}."
-    return (
-        f"On {place}: the best predictor{ahead} is {_scored(best)} at {metric}, {_gain(best, baseline)} over the best "
-        f"baseline, {_scored(baseline)}.{_overlap(best, baseline)}"
-    )
-
-
-def _scored(measure: Measure) -> str:
-    return (
-        f"{measure.predictor} with {numbers.value(measure.metric, measure.value)} {numbers.interval(measure)}".rstrip()
-    )
-
-
-def _gain(best: Measure, baseline: Measure) -> str:
-    gain = best.value - baseline.value
-    return f"{gain * 100:.1f} points" if best.metric in numbers.PERCENT else f"{gain:.3f}"
-
-
-def _overlap(best: Measure, baseline: Measure) -> str:
-    if best.low is None or baseline.high is None or best.low > baseline.high:
-        return ""
-    return " Their 95 % intervals overlap."
-
-
-def _header(title: str, descriptions: Sequence[Description], compared: Sequence[Board]) -> str:
-    sentences = [summary(board) for board in compared] or [_routing(d) for d in descriptions]
-    doubts = [
-        f"{d.spec.model}: {d.trust()}; re-running the routers gave other experts." for d in descriptions if d.doubtful
-    ]
-    lines = [f'<p class="summary">{escape(s)}</p>' for s in sentences]
+    names = [s.name for s in sections] + [f.name for s in sections for f in s.figures]
+    assert len(names) == len(set(names)), "a name stands twice in the page"
+    lines = [f'<p class="summary">{escape(s)}</p>' for s in summary]
     lines += [f'<p class="doubtful" role="note">{escape(s)}</p>' for s in doubts]
-    return f"<header><h1>{escape(title)}</h1>{''.join(lines)}</header>"
-
-
-def _routing(described: Description) -> str:
-    spec = described.spec
-    return (
-        f"{spec.model}: {described.tokens:,} tokens through {spec.num_layers} mixture layers, {spec.top_k} of "
-        f"{spec.num_experts} experts each; nothing was compared."
-    )
-
-
-def command_list(commands: Sequence[str]) -> str:
-    """The commands that made a page, for whoever wants to make it again."""
-    if not commands:
-        return ""
-    return f'<section><h2>Get this again</h2><pre tabindex="0">{escape(chr(10).join(commands))}</pre></section>'
-
-
-def _board(board: Board, number: int, layer_ids: tuple[int, ...] | None, shown: list[Figure]) -> str:
-    tables = [leaderboard(board, distance) for distance in board.distances or [None]]  # type: ignore[list-item]
-    drawn = [board_figures.by_layer(board, f"layer-{number}", layer_ids)] if board.layers else []
-    if len(board.distances) > 1:
-        drawn.append(board_figures.by_distance(board, f"distance-{number}"))
-    if len(board.budgets) > 1:
-        drawn.append(board_figures.by_budget(board, f"budget-{number}"))
-    if any(m.metric == "reliability" for m in board.rows):
-        drawn.append(board_figures.reliability(board, f"reliability-{number}"))
-    if any(m.coverage is not None for m in board.rows):
-        drawn.append(board_figures.coverage(board, f"coverage-{number}"))
-    shown += drawn
-    leaks = ' <span class="mark leak">leaks</span>' if board.leaks else ""
-    return (
-        f"<section><h2>How well predictors know {escape(board.trace)}{leaks}</h2>"
-        f'<p class="soft">{escape(explanation(board))}</p>{"".join(tables)}{grid(drawn)}</section>'
-    )
-
-
-def _described(described: Description, number: int, room: int, shown: list[Figure]) -> str:
-    drawn = [routing_figures.load(described, f"load-{number}"), routing_figures.entropy(described, f"entropy-{number}")]
-    if described.spec.num_layers > 1:
-        drawn.append(routing_figures.transition(described, f"transition-{number}", room))
-        drawn.append(routing_figures.information(described, f"information-{number}"))
-    drawn.append(routing_figures.reuse(described, f"reuse-{number}"))
-    shown += drawn
-    heading = f"<h2>The routing of {escape(described.spec.model)}</h2>"
-    return f"<section>{heading}{facts_table(described)}{grid(drawn)}</section>"
-
-
-def grid(drawn: Sequence[Figure]) -> str:
-    """Figures side by side where there is room."""
-    return f'<div class="figures">{"".join(map(_figure, drawn))}</div>'
-
-
-def _figure(figure: Figure) -> str:
-    height = figure.layout["height"]
-    return (
-        f'<figure><h3 id="{figure.name}-title">{escape(figure.title)}</h3>{_menu(figure)}'
-        f'<div class="plot" id="{figure.name}" role="img" aria-label="{escape(figure.title + ". " + figure.text)}" '
-        f'style="min-height:{height}px"></div><figcaption>{escape(figure.caption)}</figcaption></figure>'
-    )
-
-
-def _menu(figure: Figure) -> str:
-    if not figure.choices:
-        return ""
-    options = "".join(f"<option>{escape(label)}</option>" for label in figure.choices)
-    return f'<label class="menu">Show <select data-figure="{figure.name}">{options}</select></label>'
-
-
-def document(title: str, body: str, shown: Sequence[Figure], plotly: str) -> str:
-    """A whole self-contained page."""
     assets = files("foregate.report") / "assets"
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    data = {f.name: {"data": f.data, "layout": f.layout, "choices": f.choices} for f in shown}
+    styles, scripts = ([(assets / n).read_text(encoding="utf-8") for n in names] for names in (STYLES, SCRIPTS))
+    data = {"looks": looks(), "margin": MARGIN, "figures": {f.name: _values(f) for s in sections for f in s.figures}}
     return f"""<!doctype html>
-<html lang="en">
+<html lang="en"{f' data-theme="{theme}"' if theme else ""}>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -173,20 +43,83 @@ def document(title: str, body: str, shown: Sequence[Figure], plotly: str) -> str
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{escape(title)}</title>
 <style>
-{style}</style>
+{"".join(styles)}</style>
 </head>
 <body>
-<main>
-{body}
+<a class="skip" href="#content">Skip to the content</a>
+{_contents(sections)}
+<main id="content" tabindex="-1">
+<header><h1>{escape(title)}</h1>{"".join(lines)}</header>
+{"".join(map(_section, sections))}
 </main>
 <noscript><p>Tables can be read without scripts; figures need them.</p></noscript>
 <script type="application/json" id="figures">{_script_json(data)}</script>
 <script>{plotly}</script>
-<script>
-{script}</script>
-</body>
+{"".join(f"<script>{chr(10)}{script}</script>{chr(10)}" for script in scripts)}</body>
 </html>
 """
+
+
+def commands_section(commands: Sequence[str]) -> list[Section]:
+    """The commands that made a page, for whoever wants to make it again; nothing where there are none."""
+    text = escape("\n".join(commands))
+    return [Section("again", "Get this again", f'<pre tabindex="0">{text}</pre>')] if commands else []
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    items = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in sections)
+    return (
+        '<nav aria-label="Contents"><button type="button" id="theme" hidden>Dark</button>'
+        f'<h2 id="contents">Contents</h2><ol>{items}</ol></nav>'
+    )
+
+
+def _section(section: Section) -> str:
+    return (
+        f'<section id="{section.name}" aria-labelledby="{section.name}-heading">'
+        f'<h2 id="{section.name}-heading">{escape(section.title)}</h2>{section.body}'
+        f"{_grid(section.figures)}</section>\n"
+    )
+
+
+def _grid(figures: Sequence[Figure]) -> str:
+    """Figures side by side where there is room."""
+    return f'<div class="figures">{"".join(map(_figure, figures))}</div>' if figures else ""
+
+
+def _figure(figure: Figure) -> str:
+    text = f"{figure.title}. {figure.text}"
+    wide = ' class="wide"' if figure.wide else ""
+    return (
+        f'<figure{wide}><h3 id="{figure.name}-title">{escape(figure.title)}</h3>{_menu(figure)}'
+        f'<div class="plot" id="{figure.name}" role="img" aria-label="{escape(text)}" '
+        f'style="min-height:{figure.layout["height"]}px"></div><figcaption>{escape(figure.caption)}</figcaption></figure>'
+    )
+
+
+def _menu(figure: Figure) -> str:
+    if figure.script:
+        return f'<div class="menus" data-script="{figure.name}"></div>'
+    if not figure.views:
+        return ""
+    options = "".join(f"<option>{escape(label)}</option>" for label in figure.views)
+    return (
+        f'<div class="menus"><label class="menu">{escape(figure.menu)} <select data-figure="{figure.name}" '
+        f'data-menu="{figure.follows or figure.name}">{options}</select></label></div>'
+    )
+
+
+def _values(figure: Figure) -> dict[str, object]:
+    """What the page's scripts draw a figure from; what a menu holds is not said twice."""
+    values = {
+        "title": figure.title,
+        "data": [] if figure.views else figure.data,
+        "layout": figure.layout,
+        "views": figure.views,
+        "texts": figure.texts,
+        "script": figure.script,
+    }
+    return {name: value for name, value in values.items() if value or name in ("data", "layout")}
 
 
 def _script_json(values: object) -> str:

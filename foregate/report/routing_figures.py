@@ -1,7 +1,5 @@
 """Figures of one trace: its loads, what follows what, what a cache gets. All derived from the recorded routing."""
 
-import base64
-
 import numpy as np
 
 from foregate.arrays import Float64
@@ -87,7 +85,8 @@ def information(described: Description, name: str) -> Figure:
             {"type": "bar", "name": "this trace", "x": pairs, "y": _rounded(bits), "marker": {"color": COLOURS[0]}},
             {"type": "bar", "name": "by chance", "x": pairs, "y": _rounded(chance), "marker": {"color": COLOURS[1]}},
         ],
-        layout={**axes("layers", "bits", category=True, height=340), "barmode": "group", "margin": {"b": 76}},
+        layout={**axes("layers", "bits", category=True, height=300), "barmode": "group", "margin": {"b": 76}},
+        wide=True,
     )
 
 
@@ -118,59 +117,6 @@ def reuse(described: Description, name: str) -> Figure:
         ],
         layout=axes("slots per layer", "LRU hit rate", percent=True, height=340),
     )
-
-
-def transition(described: Description, name: str, room: int) -> Figure:
-    """Which experts follow which, for a chosen pair of neighbouring layers; matrices take at most `room` bytes."""
-    ids = described.spec.layer_ids
-    pairs = len(ids) - 1
-    kept = sorted(
-        np.argsort(-described.information, kind="stable")[: max(1, room // _encoded_size(described))].tolist()
-    )
-    left_out = (
-        f" To keep the page small, the menu holds the {len(kept)} of {pairs} pairs with the most mutual information; "
-        "foregate describe --json has all."
-        if len(kept) < pairs
-        else ""
-    )
-    best = int(described.information.argmax())
-    return Figure(
-        name=name,
-        title="Which experts follow which",
-        caption="Of the tokens that used the expert on the left, the share that used the expert below at the next "
-        f"mixture layer. Even routing would give {described.spec.top_k / described.spec.num_experts:.1%} everywhere. "
-        f"Derived by counting the recorded routing.{left_out}",
-        text=f"Heat map, {described.spec.num_experts} by {described.spec.num_experts} experts, for a pair of layers "
-        f"chosen in the menu. Layers {ids[best]} and {ids[best + 1]} share the most information.",
-        data=[
-            {
-                "type": "heatmap",
-                "z": [],
-                "colorscale": "Cividis",
-                "zmin": 0,
-                "colorbar": {"tickformat": ".0%", "thickness": 12},
-                "hovertemplate": "expert %{y}, then %{x}: %{z:.1%}<extra></extra>",
-            }
-        ],
-        layout={
-            "height": 460,
-            "margin": COLOUR_BAR,
-            "xaxis": {"title": {"text": "expert of the next layer"}, "showgrid": False},
-            "yaxis": {"title": {"text": "expert"}, "autorange": "reversed", "showgrid": False},
-        },
-        choices={f"layers {ids[i]} \u2192 {ids[i + 1]}": _encoded(described, i) for i in kept},
-    )
-
-
-def _encoded(described: Description, layer: int) -> str:
-    """One transition matrix as shares of the tokens that used the earlier expert."""
-    users = np.maximum(described.counts[layer], 1)[:, None]
-    shares = np.minimum(described.transitions[layer] / users, 1.0)
-    return base64.b64encode(np.round(shares * 10_000).astype("<u2").tobytes()).decode()
-
-
-def _encoded_size(described: Description) -> int:
-    return described.spec.num_experts**2 * 2 * 4 // 3 + 64
 
 
 def _layers(described: Description) -> list[str]:

@@ -7,7 +7,9 @@ from html import escape
 from foregate.errors import need
 from foregate.report import numbers
 from foregate.report.figures import BASELINE, COLOURS, Figure, axes
-from foregate.report.page import command_list, document, grid
+from foregate.report.page import build_page, commands_section
+from foregate.report.section import Section
+from foregate.report.tables import scrolled
 from foregate.tuning import Tuned
 
 ENOUGH = 8  # finished trials before importances mean anything
@@ -21,15 +23,13 @@ def build_study_page(tuned: Tuned, *, title: str, commands: Sequence[str]) -> st
 
     Raises: ExtraError where plotly is not installed.
     """
-    plotly: str = need("plotly.offline", "report").get_plotlyjs()
-    shown = [_history(tuned), *_course(tuned), *_importances(tuned)]
-    body = [
-        f'<header><h1>{escape(title)}</h1><p class="summary">{escape(summary(tuned))}</p></header>',
-        f"<section><h2>How the search went</h2>{grid(shown)}</section>",
-        f"<section><h2>Trials</h2>{_table(tuned)}</section>",
-        command_list(commands),
+    figures = (_history(tuned), *_course(tuned), *_importances(tuned))
+    sections = [
+        Section("search", "How the search went", "", figures),
+        Section("trials", "Trials", _table(tuned)),
+        *commands_section(commands),
     ]
-    return document(title, "\n".join(body), shown, plotly)
+    return build_page(sections, title=title, summary=[summary(tuned)])
 
 
 def summary(tuned: Tuned) -> str:
@@ -161,10 +161,7 @@ def _table(tuned: Tuned) -> str:
         for a in ranked
     )
     head = f"<tr><th>trial</th><th>tried</th><th>{escape(_metric(tuned))}</th><th>s</th></tr>"
-    return (
-        '<div class="scroll" role="region" tabindex="0" aria-label="trials"><table class="facts">'
-        f"<thead>{head}</thead><tbody>{rows}</tbody></table></div>"
-    )
+    return scrolled("trials", f'<table class="facts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
 
 
 def _metric(tuned: Tuned) -> str:

@@ -13,6 +13,7 @@ from foregate.predictors import PREDICTORS
 from foregate.simulation.guesser import Guesser, Stage
 from foregate.simulation.rows import Row, sums
 from foregate.simulation.strategies import CHOSEN, ORACLE, USUAL, Strategy
+from foregate.simulation.window import middle, noted, window_of
 from foregate.simulation.workers import spread
 from foregate.traces.schema import Trace
 
@@ -33,6 +34,7 @@ def compare_strategies(
     *,
     jobs: int = 1,
     required: Sequence[str] = (),
+    moments: int = 0,
     advance: Advance = lambda what, share: None,
 ) -> tuple[list[Row], dict[str, str]]:
     """The rows, and the strategies that these traces cannot feed with the reason.
@@ -42,6 +44,7 @@ def compare_strategies(
     batches     sequences at a time; None: as recorded
     jobs        processes
     required    strategies whose failure is an error
+    moments     passes whose events rows hold, the same ones for every strategy of a batch
     advance     told what was done, and the share of all work it was
 
     Raises: ChoiceError and its kin, for what is required.
@@ -51,7 +54,7 @@ def compare_strategies(
         groups.setdefault(strategy.predictor, {})[name] = strategy
     rows: list[Row] = []
     left: dict[str, str] = {}
-    for text, found in spread(stage, groups, partial(_rows, groups, memories, batches), jobs):
+    for text, found in spread(stage, groups, partial(_rows, groups, memories, batches, moments), jobs):
         if not isinstance(found, ForegateError):
             rows += found
         elif named := [name for name in groups[text] if name in required]:
@@ -64,8 +67,10 @@ def compare_strategies(
     return sorted(rows, key=lambda r: (places[r.memory], r.batch or 0, order[r.strategy])), left
 
 
-def row_of(guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, int], batch: int | None) -> Row:
-    """Simulate one setting; `memory` as it was asked for, and slots.
+def row_of(
+    guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, int], batch: int | None, *, moments: int = 0
+) -> Row:
+    """Simulate one setting; `memory` as it was asked for, and slots; `moments` passes are told event by event.
 
     Of the oracle, which is there as a bound, the fastest of all its distances and of no guesses at all.
     """
@@ -73,14 +78,17 @@ def row_of(guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, i
     if strategy.predictor == ORACLE:
         ways = [replace(strategy, distance=d) for d in range(1, strategy.distance + 1)]
         ways.append(replace(strategy, prefetch="none", distance=1))
-    rows = (_row(guesser, name, way, memory, batch) for way in ways)
+    rows = (_row(guesser, name, way, memory, batch, moments) for way in ways)
     return max(rows, key=lambda row: row.tokens_per_second)
 
 
-def _row(guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, int], batch: int | None) -> Row:
+def _row(  # noqa: PLR0917
+    guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, int], batch: int | None, moments: int
+) -> Row:
     stage = guesser.stage
     text, slots = memory
-    timeline, look = guesser.run(strategy, slots, batch)
+    window = middle(guesser.said(batch)[0], moments)
+    timeline, look = guesser.run(strategy, slots, batch, noted(window) if moments else None)
     return Row(
         strategy=name,
         evict=strategy.evict,
@@ -93,14 +101,16 @@ def _row(guesser: Guesser, name: str, strategy: Strategy, memory: tuple[str, int
         batch=batch,
         look_seconds=look,
         knows_future=strategy.knows_future,
+        window=window_of(timeline, window) if window else None,
         **asdict(sums(timeline, stage.shape, batch)),
     )
 
 
-def _rows(
+def _rows(  # noqa: PLR0917
     groups: Mapping[str | None, dict[str, Strategy]],
     memories: Mapping[str, int],
     batches: Sequence[int | None],
+    moments: int,
     stage: Stage,
     text: str | None,
 ) -> list[Row]:
@@ -108,7 +118,7 @@ def _rows(
     group = groups[text]
     guesser = Guesser(stage, text, max(s.distance for s in group.values()))
     return [
-        row_of(guesser, name, strategy, memory, batch)
+        row_of(guesser, name, strategy, memory, batch, moments=moments)
         for batch in batches
         for memory in memories.items()
         for name, strategy in group.items()

@@ -84,8 +84,12 @@ class Guesser:
     _fitted: Predictor | None = field(default=None, init=False)
     _said: dict[int | None, tuple[Passes, Said | None]] = field(default_factory=dict, init=False)
 
-    def run(self, strategy: Strategy, slots: int, batch: int | None) -> tuple[Timeline, float]:
-        """A strategy of this predictor, and the seconds it is charged for an answer. Raises: ChoiceError."""
+    def run(
+        self, strategy: Strategy, slots: int, batch: int | None, window: range | None = None
+    ) -> tuple[Timeline, float]:
+        """A strategy of this predictor, and the seconds it is charged for an answer; events are noted of the passes in
+        the window. Raises: ChoiceError.
+        """
         stage = self.stage
         passes, said = self.said(batch)
         assert said is not None or strategy.predictor is None
@@ -104,6 +108,7 @@ class Guesser:
             host_slots=stage.host_slots,
             look_seconds=look * sequences,
             usage=stage.usage() if strategy.evict == "static" else None,
+            window=window,
         )
         return timeline, look
 

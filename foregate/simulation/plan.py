@@ -67,6 +67,11 @@ class Search:
         """What reading ahead gains over not doing so, as a share; negative where it costs."""
         return None if self.loud is None else self.loud.speed / self.quiet.speed - 1
 
+    def runners_up(self, many: int) -> list[Trial]:
+        """The best trials beside the recommended one, each setting once."""
+        settings = {t.strategy: t for t in self.trials if t.strategy != self.best.strategy}
+        return sorted(settings.values(), key=lambda t: -t.speed)[:many]
+
 
 def search(
     stage: Stage,

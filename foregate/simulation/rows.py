@@ -9,6 +9,7 @@ from foregate.arrays import Bool, Float64
 from foregate.evaluation import interval, resamples
 from foregate.simulation.shapes import ModelShape
 from foregate.simulation.timeline import Timeline
+from foregate.simulation.window import Window
 
 
 @final
@@ -27,6 +28,12 @@ class Row:
     cold_precision     share of the guesses read that were used before they left; None where nothing was guessed
     p50, p95, p99      seconds of a pass: the time that a token takes
     look_seconds       of a predictor's answer about one layer, as charged
+    expert_share, dense_share, predictor_share
+                       of the time, beside the stalls: in experts, in the rest of the mixture layers, in answers of the
+                       predictor; what is left is beside the layers (embedding, output)
+    layer_hits         [L] the hit rate by layer; layer_stalls [L] seconds waited for its experts, per token. Both of
+                       the whole run, prefills included
+    window             some passes moment by moment, where they were asked for
     how                simulated
     """
 
@@ -53,6 +60,12 @@ class Row:
     prompts: int
     look_seconds: float
     knows_future: bool
+    expert_share: float
+    dense_share: float
+    predictor_share: float
+    layer_hits: tuple[float, ...]
+    layer_stalls: tuple[float, ...]
+    window: Window | None = None
     how: str = "simulated"
 
 
@@ -73,6 +86,11 @@ class Sums:
     p99: float
     tokens: int
     prompts: int
+    expert_share: float
+    dense_share: float
+    predictor_share: float
+    layer_hits: tuple[float, ...]
+    layer_stalls: tuple[float, ...]
 
 
 def counted(timeline: Timeline) -> Bool:
@@ -87,6 +105,9 @@ def sums(timeline: Timeline, shape: ModelShape, batch: int | None = None) -> Sum
     seconds, tokens = timeline.pass_seconds[mask], timeline.pass_tokens[mask]
     demanded = timeline.of_pass("demanded")[mask].sum()
     there = timeline.of_pass("resident")[mask].sum() + timeline.of_pass("in_time")[mask].sum()
+    of_layer = (timeline.of_layer("resident") + timeline.of_layer("in_time")) / np.maximum(
+        timeline.of_layer("demanded"), 1
+    )
     # Reads are counted by layer over the whole run, where layers' experts differ; by pass they are of the mean size.
     whole = timeline.of_layer("read")
     size = float(whole @ np.array(shape.expert_bytes) / max(whole.sum(), 1))
@@ -97,7 +118,7 @@ def sums(timeline: Timeline, shape: ModelShape, batch: int | None = None) -> Sum
         low=low,
         high=high,
         hit_rate=float(there / max(demanded, 1)),
-        stall_share=float(timeline.pass_stall[mask].sum() / seconds.sum()),
+        stall_share=_share(timeline, "stall", mask),
         bytes_per_token=float(timeline.of_pass("read")[mask].sum() * size / tokens.sum()),
         cold_precision=timeline.cold_precision,
         p50=p50,
@@ -105,7 +126,17 @@ def sums(timeline: Timeline, shape: ModelShape, batch: int | None = None) -> Sum
         p99=p99,
         tokens=int(tokens.sum()),
         prompts=len(np.unique(timeline.prompt)),
+        expert_share=_share(timeline, "compute", mask),
+        dense_share=_share(timeline, "dense", mask),
+        predictor_share=_share(timeline, "predictor", mask),
+        layer_hits=tuple(of_layer.tolist()),
+        layer_stalls=tuple((timeline.of_layer("stall") / timeline.pass_tokens.sum()).tolist()),
     )
+
+
+def _share(timeline: Timeline, field: str, mask: Bool) -> float:
+    """Of the seconds of some passes."""
+    return float(timeline.of_pass(field)[mask].sum() / timeline.pass_seconds[mask].sum())
 
 
 def speed_interval(timeline: Timeline, batch: int | None) -> tuple[float, float] | None:

@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import final
 
-from foregate.components import build, split_list
+from foregate.components import build, meant, split_list
 from foregate.errors import ChoiceError
-from foregate.memory.eviction import eviction
+from foregate.memory.eviction import EVICTION, eviction
 from foregate.memory.prefetch import prefetch
 from foregate.predictors import PREDICTORS
 from foregate.predictors.base import HIDDEN
@@ -196,10 +196,11 @@ def own(text: str) -> Strategy:
     """
     parts, _, distance = text.partition("@")
     pieces = parts.split("+")
-    if len(pieces) not in (1, 3) or (distance and not (distance.isdigit() and int(distance) > 0)):
+    alone = len(pieces) == 1 and pieces[0].partition(":")[0] not in EVICTION
+    if alone or len(pieces) not in (1, 3) or (distance and not (distance.isdigit() and int(distance) > 0)):
         raise ChoiceError(
-            f"there is no strategy {text!r}; choose of {', '.join(STRATEGIES)}, or write an own one as "
-            "predicted+bank+threshold:0.6@2"
+            f"there is no strategy {text!r}{meant(text, STRATEGIES)}; choose of {', '.join(STRATEGIES)}, or write an "
+            "own one as predicted+bank+threshold:0.6@2"
         )
     made = Strategy("asked for by its parts", "the command line", evict=pieces[0])
     if len(pieces) == 3:

@@ -1,34 +1,18 @@
 "use strict";
-(() => {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+// Draws the page's figures, in the reader's theme, with their menus. Other scripts ask through window.foregate.
+window.foregate = (() => {
+  const { figures, looks, margin: MARGIN } = JSON.parse(document.getElementById("figures").textContent);
   const CONFIG = {
-    responsive: true,
     displaylogo: false,
     displayModeBar: "hover",
     modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]],
   };
-  // Fixed: plotly's own expansion of margins goes back and forth in narrow figures, and gives up with a warning.
-  const MARGIN = { l: 62, r: 12, t: 26, b: 52, autoexpand: false };
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement;
+  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const PAPER = 690; // pixels between the margins of a printed A4 or letter page
   let printing = false;
 
-  /** Colours of the page as a plotly template. */
-  function template(isDark) {
-    const ink = isDark ? "#e7eaee" : "#1b1f24";
-    const line = isDark ? "#363d46" : "#d5dae0";
-    const axis = { gridcolor: line, linecolor: line, zerolinecolor: line };
-    return {
-      layout: {
-        paper_bgcolor: "rgba(0,0,0,0)",
-        plot_bgcolor: "rgba(0,0,0,0)",
-        font: { color: ink, family: 'system-ui, "Segoe UI", Roboto, sans-serif', size: 12 },
-        xaxis: axis,
-        yaxis: axis,
-        hoverlabel: { bgcolor: isDark ? "#1d2127" : "#ffffff", bordercolor: line, font: { color: ink } },
-        modebar: { bgcolor: "rgba(0,0,0,0)", color: isDark ? "#7d8791" : "#8a939c", activecolor: ink },
-      },
-    };
-  }
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
 
   /** A matrix from base64 of little-endian uint16, in ten-thousandths. */
   function matrix(text) {
@@ -39,13 +23,15 @@
     return Array.from({ length: side }, (_, i) => row(i));
   }
 
+  const unpacked = (trace) => (typeof trace.z === "string" ? { ...trace, z: matrix(trace.z) } : trace);
+
   /** The legend goes below the figure, which grows by the lines that the legend needs. */
   function withLegend(layout, traces, width) {
-    const names = traces.filter((t) => t.type === "scatter" || layout.barmode);
-    if (names.length < 2) return { ...layout, showlegend: false };
-    const longest = Math.max(...names.map((t) => t.name.length));
+    const named = traces.filter((t) => t.showlegend !== false && (t.type === "scatter" || layout.barmode));
+    if (named.length < 2 || layout.showlegend === false) return { ...layout, showlegend: false };
+    const longest = Math.max(...named.map((t) => t.name.length));
     const columns = Math.max(1, Math.floor((width - 40) / (longest * 7 + 50)));
-    const rows = Math.ceil(names.length / columns);
+    const rows = Math.ceil(named.length / columns);
     return {
       ...layout,
       height: layout.height + 20 * rows,
@@ -58,50 +44,74 @@
     const element = document.getElementById(name);
     const figure = figures[name];
     const margin = { ...MARGIN, ...figure.layout.margin };
+    const width = printing ? PAPER : element.clientWidth;
     const layout = {
-      ...withLegend({ ...figure.layout, margin }, figure.data, element.clientWidth),
-      template: template(dark.matches && !printing),
+      ...withLegend({ ...figure.layout, margin }, figure.data, width),
+      width,
+      template: looks[isDark() && !printing ? "dark" : "light"],
     };
     element.style.minHeight = "";
-    return Plotly.react(element, figure.data, layout, CONFIG);
-  }
-
-  function choose(name, label) {
-    figures[name].data[0].z = matrix(figures[name].choices[label]);
-    draw(name);
+    if (figure.data[0].type === "sankey") Plotly.purge(element); // else its flows fade in, and are not there on paper
+    return Plotly.react(element, figure.data.map(unpacked), layout, CONFIG);
   }
 
   const drawAll = () => Object.keys(figures).forEach(draw);
 
-  /** Sort by the value of a column: the best first, then the other way round; empty cells stay last. */
-  function sort(header) {
-    const table = header.closest("table");
-    const body = table.tBodies[0];
-    const column = header.cellIndex;
-    const other = { ascending: "descending", descending: "ascending" };
-    const direction = header.ariaSort ? other[header.ariaSort] : header.dataset.first;
-    const sign = direction === "ascending" ? 1 : -1;
-    const value = (row) => row.cells[column].dataset.value;
-    const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const gap = column === 0 ? x.localeCompare(y) : Number(x) - Number(y);
-      return sign * gap;
-    });
-    for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
-    header.setAttribute("aria-sort", direction);
-    body.append(...rows);
+  /** What a figure says to those who cannot see it. */
+  function say(name, text) {
+    document.getElementById(name).setAttribute("aria-label", `${figures[name].title}. ${text}`);
   }
 
-  for (const button of document.querySelectorAll(".board thead button")) {
-    button.addEventListener("click", () => sort(button.closest("th")));
+  /** The view that a menu names. */
+  function choose(name, label) {
+    const figure = figures[name];
+    figure.data = figure.views[label];
+    if (figure.texts) say(name, figure.texts[label]);
   }
-  for (const menu of document.querySelectorAll("select[data-figure]")) {
-    menu.addEventListener("change", () => choose(menu.dataset.figure, menu.value));
-    figures[menu.dataset.figure].data[0].z = matrix(figures[menu.dataset.figure].choices[menu.value]);
+
+  const menus = [...document.querySelectorAll("select[data-figure]")];
+  for (const menu of menus) {
+    choose(menu.dataset.figure, menu.value); // a browser may remember another than the first
+    menu.addEventListener("change", () => {
+      for (const other of menus.filter((m) => m.dataset.menu === menu.dataset.menu)) {
+        other.value = menu.value;
+        choose(other.dataset.figure, menu.value);
+        draw(other.dataset.figure);
+      }
+    });
   }
-  dark.addEventListener("change", drawAll);
+
+  const button = document.getElementById("theme");
+  const nameButton = () => { button.textContent = isDark() ? "Light page" : "Dark page"; };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    nameButton();
+    drawAll();
+  });
+  systemDark.addEventListener("change", () => { nameButton(); drawAll(); });
   window.addEventListener("beforeprint", () => { printing = true; drawAll(); });
   window.addEventListener("afterprint", () => { printing = false; drawAll(); });
-  drawAll();
+  nameButton();
+
+  /** One figure after the other, so that the page can be read meanwhile. */
+  async function drawSoon() {
+    for (const name of Object.keys(figures)) {
+      await draw(name);
+      await new Promise((next) => setTimeout(next));
+    }
+  }
+  drawSoon();
+
+  // Figures are as wide as their place, also when that changes; plotly itself looks at the window only. The heading is
+  // watched, for it is as wide as the page and no figure changes it.
+  const heading = document.querySelector("main > header");
+  let known = heading.clientWidth;
+  new ResizeObserver(() => {
+    if (known === heading.clientWidth || printing) return;
+    known = heading.clientWidth;
+    drawAll();
+  }).observe(heading);
+
+  return { figures, draw, say };
 })();
