@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
 
     from foregate.description import Description
+    from foregate.usage import Usage
 
 SHADES = " .:-=+*#%@"  # legible without colour and in any font
 WIDEST = 32  # cells of a load line; more experts share cells
@@ -19,7 +22,10 @@ LISTED = 8  # data sets, notes and duplicates to list; all are in the JSON
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="A trace, or the .partial folder of a stopped recording.")],
+    trace: Annotated[
+        Path,
+        typer.Argument(help="A trace, the .partial folder of a stopped recording, or an expert_statistics_3d.json."),
+    ],
     json: Annotated[
         Path | None, typer.Option(help="Write everything here, matrices included ('-' = standard output).")
     ] = None,
@@ -28,10 +34,18 @@ def command(
 
     Example: foregate describe trace.parquet --json description.json
     """
+    from foregate.cli.terminal import chatter
     from foregate.description import describe
     from foregate.traces.storage import read_trace
+    from foregate.usagefiles import is_counts
 
-    described = describe(read_trace(trace, hidden=False))
+    if is_counts(trace):
+        from foregate.cli.popularity import describe_counts
+
+        describe_counts(trace, json)
+        return
+    with chatter().status("describing"):
+        described = describe(read_trace(trace, hidden=False))
     if json is None or str(json) != "-":
         show(described)
     if json is not None:
@@ -64,7 +78,7 @@ def show(described: Description, console: Console | None = None) -> None:
     for note in described.provenance.notes[:LISTED]:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     _more(console, len(described.provenance.notes), "notes")
-    console.print(_loads(described))
+    console.print(loads(described, described.spec.layer_ids))
     console.print(_memory(described))
     console.print(_explanation(described), style="dim", highlight=False, markup=False)
 
@@ -83,11 +97,12 @@ def _facts(described: Description) -> Table:
     return table
 
 
-def _loads(described: Description) -> Table:
+def loads(described: Description | Usage, layer_ids: Sequence[int]) -> Table:
+    """Who does a layer's work, a row a layer."""
     from rich.table import Table
     from rich.text import Text
 
-    experts = described.spec.num_experts
+    experts = described.counts.shape[1]
     per_cell = -(-experts // WIDEST)
     span = "one expert a sign" if per_cell == 1 else f"{per_cell} experts a sign"
     table = Table(title=f"Load of the experts, {span} (derived)", title_justify="left", box=None, padding=(0, 1))
@@ -97,7 +112,7 @@ def _loads(described: Description) -> Table:
     table.add_column("share", justify="right")
     table.add_column("top experts")
     table.add_column("unused", justify="right")
-    for layer, model_layer in enumerate(described.spec.layer_ids):
+    for layer, model_layer in enumerate(layer_ids):
         top = " ".join(f"{e}:{share:.0%}" for e, share in described.top_experts(layer, 2))
         table.add_row(
             str(model_layer),
@@ -110,7 +125,7 @@ def _loads(described: Description) -> Table:
     return table
 
 
-def _line(described: Description, layer: int, per_cell: int) -> str:
+def _line(described: Description | Usage, layer: int, per_cell: int) -> str:
     """One sign for each group of experts: blank = unused, the darkest = three times the even share or more."""
     import numpy as np
 
@@ -148,13 +163,20 @@ def _memory(described: Description) -> Table:
     return table
 
 
-def _explanation(described: Description) -> str:
+def loads_explained(experts: int) -> str:
+    """What `loads` shows of so many experts."""
     return (
         f"Load: '{SHADES[-1]}' is three times the even share or more, blank is unused. Entropy in bits, and as a share "
-        f"of log2({described.spec.num_experts}). Reuse: how many other experts the layer used before one was used "
-        "again, in execution order; an LRU with c slots for the layer hits the uses whose distance is below c. Next "
-        "layer: mutual information between an expert and the next mixture layer's; by chance: the same with the tokens "
-        "shuffled. All derived from the recorded routing."
+        f"of log2({experts})."
+    )
+
+
+def _explanation(described: Description) -> str:
+    return (
+        f"{loads_explained(described.spec.num_experts)} Reuse: how many other experts the layer used before one was "
+        "used again, in execution order; an LRU with c slots for the layer hits the uses whose distance is below c. "
+        "Next layer: mutual information between an expert and the next mixture layer's; by chance: the same with the "
+        "tokens shuffled. All derived from the recorded routing."
     )
 
 
