@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+
+from foregate.cli import completion
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from foregate.runtime.engine import Engine
+
+    Below = Callable[[], RenderableType]
 
 
 def command(
@@ -40,22 +42,33 @@ def command(
         str | None,
         typer.Option(
             help="Whose guesses to read ahead, which, and how far: probe.npz,threshold:0.6,distance=2; "
-            "previous,top:2; next-gate,budget:200MiB.  [default: read on demand]"
+            "previous,top:2; next-gate,budget:200MiB.  [default: read on demand]",
+            autocompletion=completion.predictors,
         ),
     ] = None,
     evict: Annotated[
         str | None,
-        typer.Option(help="lru, lfu, lfu-decay, arc, s3fifo, sieve, static or predicted.  [default: predicted]"),
+        typer.Option(
+            help="lru, lfu, lfu-decay, arc, s3fifo, sieve, static or predicted.  [default: predicted]",
+            autocompletion=completion.evictions,
+        ),
     ] = None,
     speculation_mode: Annotated[
-        str | None, typer.Option(help="none, layer_minus_1, multi_layer, pattern, adaptive or learnable.")
+        str | None,
+        typer.Option(
+            help="none, layer_minus_1, multi_layer, pattern, adaptive or learnable.", autocompletion=completion.modes
+        ),
     ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="Of foregate plan: sets --memory, --evict and --prefetch where these are not given."),
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Of foregate profile, or a datasheet's name: what --prefetch budget: weighs.")
+        str | None,
+        typer.Option(
+            help="Of foregate profile, or a datasheet's name: what --prefetch budget: weighs.",
+            autocompletion=completion.machines,
+        ),
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Experts packed by foregate pack, for the model's own.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
@@ -66,7 +79,20 @@ def command(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads that compute.")] = None,
     record: Annotated[Path | None, typer.Option(help="Keep the routing of what ran, as a trace.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print what was read and waited for at the end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, memory plan, stats.")] = False,
+    live: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[terminal|web|both]",
+            help="Watch slots, hits, stalls and reads: below the text, on a page for this machine's browser, or "
+            "(--live alone) both.",
+        ),
+    ] = None,
+    live_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of that page.  [default: one that is free]")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write text, memory plan and stats here ('-' = standard output, alone).")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -79,20 +105,21 @@ def command(
     """
     # Threads that wait spinning would take the cores from those that read. Before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from rich.console import Console
+
+    from foregate.cli.terminal import alone, chatter, write_json
     from foregate.errors import ChoiceError, need
+    from foregate.live.view import View
     from foregate.runtime.offload import offload
     from foregate.traces.storage import write_trace
 
     if chat == (prompt is not None):
         raise ChoiceError("give a --prompt, or --chat to talk")
-    if chat and as_json:
+    if chat and json is not None:
         raise ChoiceError("--json prints what one --prompt gave; leave it out to --chat")
     if sample and not 0 < temperature < math.inf:
         raise ChoiceError(f"--temperature is {temperature:g}; it must be above 0, or leave --sample out")
-    if record is not None and record.exists():
-        raise ChoiceError(f"{record} is there already; give another name to --record, or remove it")
-    if record is not None and not record.absolute().parent.is_dir():
-        raise ChoiceError(f"there is no folder {record.parent} for --record; make it first")
+    _check_new(record)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not chat and not text:
         raise ChoiceError("the prompt is empty; write something")
@@ -101,40 +128,56 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    told = Console(stderr=True)
+    told = chatter()
     # A speculation mode says who is asked, so that the plan does not.
     asked = prefetch if speculation_mode is None else prefetch or ""
     typed = {"memory": memory, "evict": evict, "prefetch": asked}
     choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if sample else {"do_sample": False}
-    with told.status("looking at the model") as status:
-        engine = offload(
-            model,
-            host_memory=host_memory,
-            speculation_mode=speculation_mode,
-            **_settings(model, plan, profile, typed),
-            store=store,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            on_plan=lambda plan: told.print(plan.text(), highlight=False, style="dim"),
-            on_step=status.update,
-        )
-    with engine:
+    settings = _settings(model, plan, profile, typed)
+    with ExitStack() as opened:
+        view = opened.enter_context(View(model, live, live_port))
+        with told.status("looking at the model") as status:
+
+            def on_step(step: str) -> None:
+                status.update(step)
+                view.loading(step)
+
+            engine = offload(
+                model,
+                host_memory=host_memory,
+                speculation_mode=speculation_mode,
+                **settings,
+                store=store,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                on_plan=lambda plan: told.print(plan.text(), highlight=False, style="dim"),
+                on_step=on_step,
+            )
+        opened.enter_context(engine)
         choice["max_new_tokens"] = max_new_tokens
-        if chat:
-            _talk(engine, choice)
-        else:
-            assert text is not None
-            written = _write(engine, _tokens(engine, text), choice, quiet=as_json)[0]
+        with view.watching(engine, _said(settings)) as below:
+            if chat:
+                _talk(engine, choice, below)
+            else:
+                assert text is not None
+                written = _write(engine, _tokens(engine, text), choice, None if alone(json) else below)[0]
         if record is not None:
             write_trace(engine.record(), record)
-        if as_json and not chat:
+        if json is not None:
             planned = None if engine.plan is None else engine.plan.to_json()
-            assert engine.plan is not None
-            answer = {"text": written, "memory": planned, "stats": engine.stats()}
-            print(json.dumps(answer, indent=1))
-        elif stats or as_json:
-            told.print(_table(engine.stats()))
+            write_json(json, {"text": written, "memory": planned, "stats": engine.stats()})
+        if stats and not alone(json):
+            Console(stderr=True).print(_table(engine.stats()))
+
+
+def _check_new(record: Path | None) -> None:
+    from foregate.errors import ChoiceError
+
+    if record is not None and record.exists():
+        raise ChoiceError(f"{record} is there already; give another name to --record, or remove it")
+    if record is not None and not record.absolute().parent.is_dir():
+        raise ChoiceError(f"there is no folder {record.parent} for --record; make it first")
 
 
 def _settings(model: str, plan: Path | None, profile: str | None, typed: dict[str, str | None]) -> dict[str, Any]:
@@ -148,6 +191,7 @@ def _settings(model: str, plan: Path | None, profile: str | None, typed: dict[st
         planned = read(plan)
         found = {"memory": planned.memory, "evict": planned.evict, "prefetch": planned.wish}
         found |= {"read_seconds": planned.read_seconds, "window_seconds": planned.window_seconds}
+        found["look_seconds"] = planned.look_seconds
     if profile is not None:
         from foregate.simulation.pace import pace_of
         from foregate.simulation.profiles import find_profile
@@ -155,6 +199,7 @@ def _settings(model: str, plan: Path | None, profile: str | None, typed: dict[st
 
         pace = pace_of(find_profile(profile), of_config(model), on_disk=True)
         found |= {"read_seconds": pace.read, "window_seconds": pace.window}
+        found["look_seconds"] = pace.look
     found |= {name: text or None for name, text in typed.items() if text is not None}
     if found.get("read_seconds") is None and any(p.startswith("budget") for p in (found["prefetch"] or "").split(",")):
         raise ChoiceError(
@@ -162,6 +207,12 @@ def _settings(model: str, plan: Path | None, profile: str | None, typed: dict[st
             f"{model} -o machine.json`, and give --profile machine.json"
         )
     return found
+
+
+def _said(settings: dict[str, Any]) -> str:
+    """Of what `offload` is told: that which decides who is in a slot."""
+    ahead = settings["prefetch"]
+    return f"evict {settings['evict']}, " + (f"prefetch {ahead}" if ahead else "read on demand")
 
 
 def _tokens(engine: Engine, text: str) -> Any:
@@ -173,12 +224,12 @@ def _tokens(engine: Engine, text: str) -> Any:
     return tokens.to(engine.model.device)
 
 
-def _write(engine: Engine, tokens: Any, choice: dict[str, Any], *, quiet: bool = False) -> tuple[str, Any]:
+def _write(engine: Engine, tokens: Any, choice: dict[str, Any], below: Below | None) -> tuple[str, Any]:
     """Write on after tokens [1, S], shown as it is written; the text, and the output of `generate`."""
     from transformers import TextStreamer
 
     pieces: list[str] = []
-    with _shown(engine, quiet) as show:
+    with _shown(below) as show:
 
         def heard(piece: str, stream_end: bool = False) -> None:
             pieces.append(piece)
@@ -191,48 +242,27 @@ def _write(engine: Engine, tokens: Any, choice: dict[str, Any], *, quiet: bool =
 
 
 @contextmanager
-def _shown(engine: Engine, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Text on standard output as it comes; on a terminal, a line of numbers below it."""
-    if quiet:
+def _shown(below: Below | None) -> Iterator[Callable[[str], None]]:
+    """Text on standard output as it comes; on a terminal, with what is drawn below it. None: nothing at all."""
+    if below is None:
         yield lambda piece: None
         return
+    from rich.console import Console
+
+    from foregate.live.terminal import Screen
+
     console = Console()
     if not console.is_terminal:
         yield lambda piece: print(piece, end="", flush=True)
         print()
         return
-    line = ""
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-
-        def show(piece: str) -> None:
-            nonlocal line
-            *whole, line = (line + piece).split("\n")
-            for done in whole:
-                live.console.print(Text(done))
-            live.update(Group(Text(line), Text(_now(engine.stats()), style="dim")), refresh=True)
-
-        yield show
-    console.print(Text(line))
-
-
-def _now(stats: dict[str, Any]) -> str:
-    """The live line."""
-    from foregate.cli.terminal import file_size
-
-    decode = stats["decode"]
-    speed = decode["tokens_per_second"]
-    parts = ["writing the first token" if not speed else f"{speed:.2f} tokens/s"]
-    for name, share in (("resident", decode["resident_share"]), ("read ahead", decode["in_time_share"])):
-        if share is not None:
-            parts.append(f"{name} {share:.0%}")
-    parts.append(f"stalled {stats['stall']:.1f} s")
-    parts.append(f"read {file_size(stats['bytes'])}")
-    if stats["cold_precision"] is not None:
-        parts.append(f"cold precision {stats['cold_precision']:.0%}")
-    return "  ".join(parts)
+    with Screen(console, below) as screen:
+        yield screen.show
 
 
 def _table(stats: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     from foregate.cli.terminal import STYLE, file_size
 
     table = Table(title="what ran (measured)", title_justify="left", show_header=False, **STYLE)
@@ -254,7 +284,7 @@ def _table(stats: dict[str, Any]) -> Table:
     return table
 
 
-def _talk(engine: Engine, choice: dict[str, Any]) -> None:
+def _talk(engine: Engine, choice: dict[str, Any], below: Below) -> None:
     """Turn by turn; what the model has read stays in its cache for as long as the text only grows."""
     from foregate.errors import ChoiceError
 
@@ -269,7 +299,7 @@ def _talk(engine: Engine, choice: dict[str, Any]) -> None:
         )["input_ids"].to(engine.model.device)
         grown = cache is not None and tokens[0, : len(carried)].tolist() == carried
         kept = {"past_key_values": cache} if grown else {}
-        text, output = _write(engine, tokens, {**choice, **kept})
+        text, output = _write(engine, tokens, {**choice, **kept}, below)
         turns.append({"role": "assistant", "content": text})
         cache = getattr(output, "past_key_values", None)
         carried = output.sequences[0, :-1].tolist()  # the last token was never fed

@@ -1,0 +1,1 @@
+"""Watching a model run: in the terminal, and on a local page."""
