@@ -5,12 +5,15 @@ An option may name components of its own, joined by "+", their options in parent
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar, get_type_hints
 
 from foregate.errors import ChoiceError
 
 T = TypeVar("T")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""What a value that a user types may be, in words."""
 
 
 def split_list(text: str) -> list[str]:
@@ -47,7 +50,7 @@ def build(registry: Mapping[str, type[T]], text: str, **defaults: Any) -> T:
     """
     name, _, options = text.partition(":")
     if name not in registry:
-        raise ChoiceError(f"there is no {name!r}; choose one of {', '.join(sorted(registry))}")
+        raise ChoiceError(f"there is no {name!r}{meant(name, registry)}; choose one of {', '.join(sorted(registry))}")
     kind = registry[name]
     hints = get_type_hints(kind)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
@@ -56,9 +59,15 @@ def build(registry: Mapping[str, type[T]], text: str, **defaults: Any) -> T:
         key, equals, value = option.partition("=")
         if key not in fields or not equals:
             known = ", ".join(f"{f}=" for f in fields) or "no options"
-            raise ChoiceError(f"{name} does not take {option!r}; it takes {known}")
+            raise ChoiceError(f"{name} does not take {option!r}{meant(key, fields)}; it takes {known}")
         values[key] = _convert(name, key, value, fields[key])
     return kind(**values)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What somebody may have meant, to be put behind a name that is not known: " (did you mean 'memory'?)", or ""."""
+    near = get_close_matches(name, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def describe(component: Any) -> dict[str, Any]:
@@ -89,4 +98,5 @@ def _convert(name: str, key: str, value: str, hint: Any) -> Any:
             return {"true": True, "false": False}[value.lower()]
         return next(k for k in (int, float, str) if k in kinds)(value)
     except (ValueError, KeyError, StopIteration):
-        raise ChoiceError(f"{name}:{key}={value!r} is not a {getattr(hint, '__name__', hint)}") from None
+        wanted = " or ".join(text for kind, text in KINDS.items() if kind in kinds) or str(hint)
+        raise ChoiceError(f"{name}:{key}={value!r} must be {wanted}") from None

@@ -88,7 +88,7 @@ def fetch(kind: Any, name: str, what: str, **options: Any) -> Any:
     if Path(name).is_absolute() or name.startswith((".", "~")):
         name = str(Path(name).expanduser())
         if not Path(name).is_dir():
-            raise ModelError(f"there is no model folder {name}")
+            raise ModelError(f"there is no model folder {name}; give one with a config.json, or a Hugging Face name")
     broken = need("safetensors", "models").SafetensorError
     try:
         return kind.from_pretrained(name, **options)

@@ -54,8 +54,16 @@ def write_results(
     scores: Sequence[Score], book: Rulebook, rules: Path, tests: Sequence[str], path: Path, *, intervals: bool = False
 ) -> None:
     """Write an evaluation as the study does; `intervals` adds coverage and Wilson's interval, which it lacks."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results(scores, book, rules, tests, intervals=intervals), indent=2))
+
+
+def results(
+    scores: Sequence[Score], book: Rulebook, rules: Path, tests: Sequence[str], *, intervals: bool
+) -> dict[str, Any]:
+    """An evaluation as plain JSON values."""
     best = best_of(scores)
-    values = {
+    return {
         "metadata": {
             "timestamp": datetime.now().isoformat(),
             "rules_file": rules.name,
@@ -66,8 +74,6 @@ def write_results(
         "results": {score.level.name: _result(score, intervals) for score in scores},
         "best_level": best and {"name": best.level.name, "accuracy_percent": _percent(best.accuracy)},
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2))
 
 
 def best_of(scores: Sequence[Score]) -> Score | None:

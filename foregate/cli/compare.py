@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli import completion
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,7 +20,11 @@ def command(
     traces: Annotated[list[Path], typer.Argument(help="Traces of one model; several are joined.")],
     test: Annotated[Path | None, typer.Option(help="Test on this trace, train on the others.")] = None,
     predictors: Annotated[
-        str | None, typer.Option(help="Comma-separated, e.g. tokens,rules:order=2. The baselines are always added.")
+        str | None,
+        typer.Option(
+            help="Comma-separated, e.g. tokens,rules:order=2. The baselines are always added.",
+            autocompletion=completion.predictors,
+        ),
     ] = None,
     split: Annotated[
         str,
@@ -109,7 +115,8 @@ def show(found: list[Comparison]) -> None:
     """Print the tables, side by side where there are several splits, and what their numbers are."""
     from rich.console import Console
 
-    from foregate.cli.terminal import leaderboards, splits_table, warn
+    from foregate.cli.leaderboards import leaderboards, splits_table
+    from foregate.cli.terminal import warn
     from foregate.predictors import LEARNED
 
     console = Console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ STYLES = {"good": "green", "bad": "red", "": ""}
 def command(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Write no file: leave out O_DIRECT and disk speed.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write everything here ('-' = standard output).")] = None,
 ) -> None:
     """Say what this machine has, which features work on it, and what to type for the others.
 
@@ -26,21 +27,18 @@ def command(
 
     Example: foregate doctor --quick
     """
-    from json import dumps
-
     from rich.console import Console
 
+    from foregate.cli.terminal import alone, chatter, write_json
     from foregate.hardware.doctor import examine
 
-    console = Console()
-    if json:
+    with chatter().status("looking around"):
         found = examine(quick=quick)
-        print(dumps(found.to_json(), indent=1, allow_nan=False))
-    else:
-        with Console(stderr=True).status("looking around"):
-            found = examine(quick=quick)
+    if json is not None:
+        write_json(json, {**found.to_json(), **_places()})
+    if not alone(json):
         for title, rows in _sections(found):
-            _show(console, title, list(rows))
+            _show(Console(), title, list(rows))
     if not found.sound:
         raise typer.Exit(1)
 
@@ -65,6 +63,7 @@ def _show(console: object, title: str, rows: list[Row]) -> None:
 
 def _sections(found: Checkup) -> Iterator[tuple[str, Iterator[Row]]]:
     yield "versions", _versions(found)
+    yield "places", _where()
     yield "machine", _machine(found)
     yield "disks", (row for disk in found.disks for row in _disk(disk))
     yield (
@@ -86,6 +85,25 @@ def _state(library: Library) -> tuple[str, str]:
     if library.problem is not None:
         return f"{library.version}, which cannot be imported ({library.problem})", "bad"
     return library.version, ""
+
+
+def _places() -> dict[str, str | None]:
+    """Where foregate looks, and where it keeps what it may make again."""
+    from foregate.cli.settings import settings_file
+    from foregate.folders import cache_folder
+
+    file = settings_file()
+    return {"settings": None if file is None else str(file.absolute()), "cache": str(cache_folder())}
+
+
+def _where() -> Iterator[Row]:
+    from foregate.cli.settings import HERE
+    from foregate.folders import settings_folder
+
+    places = _places()
+    none = f"none (no {HERE} in this folder, no {settings_folder() / 'config.toml'})"
+    yield "settings", places["settings"] or none, ""
+    yield "cache (FOREGATE_CACHE)", str(places["cache"]), ""
 
 
 def _machine(found: Checkup) -> Iterator[Row]:

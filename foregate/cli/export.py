@@ -21,7 +21,12 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write (compressed if .gz or .xz); - is standard output.")
     ],
-    form: Annotated[str, typer.Option("--format", help="jsonl: what `foregate import records` reads.")] = "jsonl",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="jsonl: what `foregate import records` reads.", autocompletion=lambda: list(FORMATS)
+        ),
+    ] = "jsonl",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Write a trace's routing as JSON lines, a record per (token, layer).
@@ -30,6 +35,7 @@ def command(
 
     Example: foregate export mixtral.parquet --format jsonl -o mixtral.jsonl.gz
     """
+    from foregate.cli.terminal import progress_bar
     from foregate.errors import ChoiceError, StorageError
     from foregate.traces.export import export_jsonl, left_out
     from foregate.traces.storage import read_trace
@@ -40,7 +46,11 @@ def command(
     if not to_stdout and output.exists() and not overwrite:
         raise StorageError(f"{output} exists; choose another name, or replace it with --overwrite")
     trace = read_trace(source)
-    written = _to_stdout(trace) if to_stdout else export_jsonl(trace, output)
+    if to_stdout:
+        written = _to_stdout(trace)
+    else:
+        with progress_bar("writing") as advance:
+            written = export_jsonl(trace, output, lambda share: advance("writing", share))
     for part in left_out(trace):
         print(f"note: the format has no place for {part}; left out", file=sys.stderr)
     if not to_stdout:

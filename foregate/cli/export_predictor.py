@@ -21,7 +21,7 @@ def command(
         Path | None,
         typer.Option(help="Hold both against each other on this trace's routing. [default: random routing]"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was found here ('-' = standard output).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Write a fitted predictor as an ONNX graph, check that onnxruntime scores the same, and time both.
@@ -31,9 +31,8 @@ def command(
     Example: foregate export-predictor mlp.npz -o mlp.onnx
     """
     from dataclasses import asdict
-    from json import dumps
 
-    from foregate.cli.terminal import file_size
+    from foregate.cli.terminal import alone, chatter, file_size, write_json
     from foregate.errors import StorageError
     from foregate.exporting import TOLERANCE, export
     from foregate.predictors.storage import load
@@ -43,12 +42,15 @@ def command(
     recorded = None if trace is None else _read(trace)
     spec = _model(file, recorded)
     predictor = load(file, spec)
-    done = export(predictor, spec, output, recorded)
-    if json:
-        print(dumps({"file": str(output), "bytes": output.stat().st_size, "tolerance": TOLERANCE, **asdict(done)}))
+    with chatter().status("writing the graph, checking and timing it"):
+        done = export(predictor, spec, output, recorded)
+    if json is not None:
+        size = output.stat().st_size
+        write_json(json, {"file": str(output), "bytes": size, "tolerance": TOLERANCE, **asdict(done)})
+    if alone(json):
         return
-    size = file_size(output.stat().st_size)
-    print(f"wrote {output} ({size}); inputs: {', '.join(f'{name} {shape}' for name, shape in done.inputs.items())}")
+    made = file_size(output.stat().st_size)
+    print(f"wrote {output} ({made}); inputs: {', '.join(f'{name} {shape}' for name, shape in done.inputs.items())}")
     print(f"scores differ by {done.difference:.1e} at most, over {done.queries:,} queries of {done.routing} routing")
     _show(done)
 

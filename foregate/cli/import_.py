@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from foregate.cli import completion
 
 if TYPE_CHECKING:
     from foregate.traces.schema import Trace
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help="One of the formats above.")],
+    form: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="One of the formats above.", autocompletion=completion.formats)
+    ],
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -35,6 +39,7 @@ def command(
     ] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the gate weights out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was read here ('-' = standard output).")] = None,
 ) -> None:
     """Turn other people's routing traces into one trace.
 
@@ -55,14 +60,15 @@ def command(
 
     Example: foregate import records humaneval.jsonl.xz -o humaneval.parquet --model Mixtral-8x7B-Instruct-v0.1
     """
-    from foregate.cli.terminal import progress_bar
+    from foregate.cli.terminal import alone, chatter, progress_bar, write_json
+    from foregate.components import meant
     from foregate.errors import ChoiceError, StorageError
     from foregate.traces.importers import IMPORTERS
     from foregate.traces.sources import Meter, size_on_disk
     from foregate.traces.storage import write_trace
 
     if form not in IMPORTERS:
-        raise ChoiceError(f"there is no format {form!r}; choose one of {', '.join(IMPORTERS)}")
+        raise ChoiceError(f"there is no format {form!r}{meant(form, IMPORTERS)}; choose one of {', '.join(IMPORTERS)}")
     if output.exists() and not overwrite:
         raise StorageError(f"{output} exists; choose another name, or replace it with --overwrite")
     total = max(size_on_disk(sources), 1)
@@ -75,7 +81,12 @@ def command(
         trace = _realigned(trace)
     if no_weights and trace.weights is not None:
         trace = _without_weights(trace)
-    write_trace(trace, output)
+    with chatter().status(f"writing {output}"):
+        write_trace(trace, output)
+    if json is not None:
+        write_json(json, {**summary(trace, output), "source_bytes": meter.text})
+    if alone(json):
+        return
     for note in trace.provenance.notes:
         print(f"note: {note}")
     print(_summary(trace, output, meter))
@@ -99,10 +110,12 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
 def _realigned(trace: Trace) -> Trace:
     from dataclasses import replace
 
+    from foregate.cli.terminal import progress_bar
     from foregate.traces.realign import realign, short_layers
 
     if short_layers(trace):
-        return realign(trace).trace
+        with progress_bar("realigning") as advance:
+            return realign(trace, lambda share: advance("realigning", share)).trace
     return replace(trace, provenance=trace.provenance.note("no layer is short: there was nothing to realign"))
 
 
@@ -111,6 +124,21 @@ def _without_weights(trace: Trace) -> Trace:
 
     bare = trace.without(weights=True)
     return replace(bare, provenance=bare.provenance.note("gate weights were left out (--no-weights)"))
+
+
+def summary(trace: Trace, file: Path) -> dict[str, Any]:
+    """What a trace that was just written holds, for --json."""
+    spec = trace.spec
+    return {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "tokens": len(trace),
+        "complete_tokens": int((trace.experts >= 0).all(axis=(1, 2)).sum()),
+        "prompts": len(trace.prompts),
+        "model": spec.to_json(),
+        "self_check": trace.provenance.self_check,
+        "notes": list(trace.provenance.notes),
+    }
 
 
 def _summary(trace: Trace, output: Path, meter: Meter) -> str:

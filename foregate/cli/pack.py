@@ -1,6 +1,5 @@
 """`foregate pack`: put a model's experts into a store that is read faster, and is smaller."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ def command(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there already.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was made here ('-' = standard output).")] = None,
 ) -> None:
     """Pack a model's experts: one aligned, checksummed block each, as they are or in 8 or 4 bits.
 
@@ -42,7 +41,7 @@ def command(
 
     Example: foregate pack models/tiny -o tiny4 --bits 4
     """
-    from foregate.cli.terminal import warn
+    from foregate.cli.terminal import alone, warn, write_json
     from foregate.store.packing import check_target, pack, plan
     from foregate.store.source import open_source
     from foregate.traces.prompts import read_prompts
@@ -62,9 +61,9 @@ def command(
     finally:
         source.store.close()
     change = _perplexity(model, output, texts, trust_remote_code=trust_remote_code) if perplexity else None
-    if as_json:
-        print(json.dumps(_as_json(index, output, change, perplexity)))
-    else:
+    if json is not None:
+        write_json(json, _as_json(index, output, change, perplexity))
+    if not alone(json):
         _tell(index, output, change, perplexity)
 
 
@@ -85,12 +84,16 @@ def _bar() -> Iterator["Progress"]:
 
 
 def _perplexity(model: str, store: Path, texts: list[str], *, trust_remote_code: bool) -> "Change":
+    from foregate.cli.terminal import chatter, progress_bar
     from foregate.models import load
     from foregate.store.packed import PackedStore
     from foregate.store.perplexity import perplexity_change
 
-    loaded, tokenizer = load(model, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
-    return perplexity_change(loaded, tokenizer, PackedStore(store), texts)
+    with chatter().status(f"loading {model}"):
+        loaded, tokenizer = load(model, dtype="float32", device="cpu", trust_remote_code=trust_remote_code)
+    with progress_bar("perplexity") as advance:
+        told = lambda share: advance("perplexity", share)  # noqa: E731
+        return perplexity_change(loaded, tokenizer, PackedStore(store), texts, told)
 
 
 def _as_json(index: "Index", path: Path, change: "Change | None", text: str | None) -> dict[str, Any]:

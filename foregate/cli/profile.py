@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,7 +39,7 @@ def command(
     ] = None,
     predictor: Annotated[Path | None, typer.Option(help="A predictor of foregate train: times its answers.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads that compute.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON instead of tables.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the profile here ('-' = standard output).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of a minute; rough.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -56,7 +55,7 @@ def command(
     """
     # As `run` computes: threads that wait spinning would take the cores from those that read. Before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from foregate.cli.terminal import progress_bar
+    from foregate.cli.terminal import alone, progress_bar, write_json
     from foregate.errors import StorageError, need
     from foregate.hardware.measure import FULL, QUICK, measure
     from foregate.hardware.storage import to_json, write
@@ -78,8 +77,9 @@ def command(
         )
     if output is not None:
         write(profile, output)
-    if as_json:
-        print(json.dumps(to_json(profile), indent=1))
+    if json is not None:
+        write_json(json, to_json(profile))
+    if alone(json):
         return
     show(profile)
     if output is not None:

@@ -1,12 +1,20 @@
 """`foregate record`: run a model on prompts and keep which experts it used."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foregate.cli import completion
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from foregate.traces.schema import Trace
 
 
 def command(
@@ -15,15 +23,18 @@ def command(
         str,
         typer.Option(
             help="A .txt (one prompt a line) or .jsonl file (prompt, question or text), also .gz or .xz; humaneval, "
-            "gsm8k, wikitext, squad or glue/TASK from the hub; or NAME=FILE, a local copy of one of these."
+            "gsm8k, wikitext, squad or glue/TASK from the hub; or NAME=FILE, a local copy of one of these.",
+            autocompletion=completion.prompts,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The trace to write, a Parquet file.")],
     *,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write after each prompt; 0 = prefill only.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Prompts in one forward pass.")] = 1,
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="Cut prompts to N tokens.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens to write after each prompt; 0 = prefill only.")
+    ] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Cut prompts to N tokens.")] = None,
     hidden: Annotated[
         bool, typer.Option("--hidden", help="Keep hidden states too (router inputs, residual stream); large.")
     ] = False,
@@ -35,13 +46,16 @@ def command(
     padding: Annotated[str | None, typer.Option(help="left or right; right only with --max-new-tokens 0.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
-    prompt_lookup: Annotated[int | None, typer.Option(help="Guess N tokens ahead from the prompt itself.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --sample.")] = 0,
+    prompt_lookup: Annotated[
+        int | None, typer.Option(min=1, help="Guess N tokens ahead from the prompt itself.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped recording.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was recorded here ('-' = standard output).")] = None,
 ) -> None:
     """Run a model on prompts and record which experts each token was sent to.
 
@@ -50,10 +64,13 @@ def command(
 
     Example: foregate record models/tiny --prompts prompts.txt -o tiny.parquet --max-new-tokens 64
     """
+    from foregate.cli.import_ import summary
+    from foregate.cli.terminal import alone, chatter, write_json
     from foregate.errors import ChoiceError, need
     from foregate.models import load
     from foregate.traces.prompts import read_prompts
     from foregate.traces.record_transformers import Options, record
+    from foregate.traces.storage import read_trace
 
     if stack not in ("both", "encoder", "decoder"):
         raise ChoiceError(f"--stack is {stack!r}; it must be encoder, decoder or both")
@@ -73,7 +90,7 @@ def command(
     texts = read_prompts(prompts, limit)
     if threads is not None:
         need("torch", "models").set_num_threads(threads)
-    console = Console(stderr=True)
+    console = chatter()
     with console.status(f"loading {model}"):
         loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with _progress(console) as bar:
@@ -89,8 +106,12 @@ def command(
             overwrite=overwrite,
             progress=_Advance(bar, len(texts)),
         )
-    for file in files:
-        _tell(file)
+    traces = {file: read_trace(file, hidden=False) for file in files}
+    if json is not None:
+        write_json(json, [summary(trace, file) for file, trace in traces.items()])
+    if not alone(json):
+        for file, trace in traces.items():
+            _tell(file, trace)
 
 
 class _Advance:
@@ -107,14 +128,14 @@ class _Advance:
 
 
 def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts")]
-    return Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console)
+    columns += [TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
+    return Progress(*columns, console=console, disable=console.quiet or not console.is_terminal)
 
 
-def _tell(file: Path) -> None:
-    from foregate.traces.storage import read_trace
-
-    trace = read_trace(file, hidden=False)
+def _tell(file: Path, trace: Trace) -> None:
     spec, check = trace.spec, trace.provenance.settings["self_check"]
     share = trace.provenance.self_check
     told = "no router was re-run" if share is None else f"{share:.2%} of the ids came again from the routers"

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli.command import Command, Group
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from foregate.journeys import Journeys
     from foregate.rulebook import Score
 
-app = typer.Typer(help="Make and test the Mixtral study's lookup rules.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Make and test the Mixtral study's lookup rules.")
 
 CompleteOnly = Annotated[
     bool, typer.Option("--complete-only", help="Leave out tokens that lack layers, instead of refusing the file.")
@@ -23,7 +25,7 @@ UnrankedFirst = Annotated[
 ]
 
 
-@app.command("create")
+@app.command("create", cls=Command)
 def create_command(
     files: Annotated[
         list[str], typer.Argument(metavar="FILES...", help="Journeys (.jsonl) or traces (.parquet); patterns too.")
@@ -35,6 +37,7 @@ def create_command(
     layers: Annotated[int, typer.Option(min=2, help="Layers of each .jsonl journey.")] = 32,
     complete_only: CompleteOnly = False,
     unranked_first: UnrankedFirst = False,
+    json: Annotated[Path | None, typer.Option(help="Write the table here ('-' = standard output).")] = None,
 ) -> None:
     """Make rules from journeys: a majority vote per context, ties to the first seen.
 
@@ -43,6 +46,7 @@ def create_command(
 
     Example: foregate rules create p0_token_*.jsonl -o rules.json
     """
+    from foregate.cli.terminal import alone, write_json
     from foregate.journeys import Reading, expand, read
     from foregate.rulebook import chosen, create
     from foregate.rulefiles import write_rules
@@ -52,6 +56,12 @@ def create_command(
     journeys = read(expand(files), reading)
     book = create(journeys, wanted)
     write_rules(book, output)
+    if json is not None:
+        made = [{"name": r.level.name, "rules": len(r.predictions)} for r in book.rules]
+        counts = {"tokens": len(journeys.ranked), "left_out": journeys.left_out, "files": len(journeys.files)}
+        write_json(json, {"file": str(output), **counts, "levels": made})
+    if alone(json):
+        return
     for rules in book.rules:
         print(f"{rules.level.label:30} {len(rules.predictions):9,} rules")
     _say_left_out(journeys)
@@ -59,7 +69,7 @@ def create_command(
     print(f"next: foregate rules evaluate --rules {output} --test FILES...")
 
 
-@app.command("evaluate")
+@app.command("evaluate", cls=Command)
 def evaluate_command(
     more: Annotated[list[str] | None, typer.Argument(metavar="[FILES]...", help="More test files.")] = None,
     *,
@@ -69,19 +79,23 @@ def evaluate_command(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the results here, as JSON.")] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="Add coverage and intervals to the JSON; the study's has none.")
+        bool, typer.Option("--intervals", help="Add coverage and intervals to --output; the study's has none.")
     ] = False,
     complete_only: CompleteOnly = False,
     unranked_first: UnrankedFirst = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the results with intervals here ('-' = standard output).")
+    ] = None,
 ) -> None:
     """Try rules on other journeys. Accuracy is over the rows that a rule covers, as in the study.
 
     Example: foregate rules evaluate --rules rules.json --test p1_token_*.jsonl -o results.json
     """
+    from foregate.cli.terminal import alone, write_json
     from foregate.errors import ChoiceError
     from foregate.journeys import Reading, expand, read
     from foregate.rulebook import evaluate
-    from foregate.rulefiles import read_rules, write_results
+    from foregate.rulefiles import read_rules, results, write_results
 
     if intervals and output is None:
         raise ChoiceError("--intervals adds to the JSON that --output names; name one")
@@ -92,11 +106,16 @@ def evaluate_command(
     reading = Reading(book.num_layers, book.num_experts, complete_only, unranked_first)
     journeys = read(paths, reading)
     scores = evaluate(book, journeys)
-    show(scores)
-    _say_left_out(journeys)
     _say_overlap(book.training_files, journeys.files)
     if output is not None:
         write_results(scores, book, rules, journeys.files, output, intervals=intervals)
+    if json is not None:
+        write_json(json, results(scores, book, rules, journeys.files, intervals=True))
+    if alone(json):
+        return
+    show(scores)
+    _say_left_out(journeys)
+    if output is not None:
         print(f"wrote {output}")
 
 

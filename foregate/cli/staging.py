@@ -60,6 +60,7 @@ def staged(words: Words, *, hidden: bool) -> Staging:
     from foregate.splits import without_duplicates
     from foregate.traces.schema import concat
     from foregate.traces.storage import read_trace
+    from foregate.usagefiles import is_counts
 
     if words.replay not in ("recorded", "decode"):
         raise ChoiceError(f"--as {words.replay} is neither recorded nor decode")
@@ -70,6 +71,8 @@ def staged(words: Words, *, hidden: bool) -> Staging:
                 f"{path} is a model, not a trace of its routing: record one with foregate record {path} PROMPTS -o "
                 f"TRACE, or with foregate run {path} --record TRACE if it does not fit"
             )
+        if is_counts(path):
+            raise ChoiceError(f"{path} is JSON, not a trace; foregate simulate takes counts for what popularity says")
     trace = without_duplicates(concat([read_trace(path, hidden=hidden) for path in words.traces]))
     shape = find_shape(words.model, trace.spec)
     fold = _fold(trace, words)

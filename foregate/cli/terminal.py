@@ -1,6 +1,8 @@
-"""What several commands print alike: warnings, a progress bar, the leaderboard as a table."""
+"""What several commands print alike: a warning, progress, a file or standard output, a size. Knows no results."""
 
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,148 +10,59 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from foregate.evaluation import Measure
+from foregate.cli.command import QUIET
 
 STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
-PERCENT = ("top1", "top2", "recall", "exact_set", "coverage")
 
 
 def warn(text: str) -> None:
-    """One yellow line on standard error."""
+    """One yellow line on standard error, with --quiet too."""
     Console(stderr=True).print(f"warning: {text}", style="yellow", highlight=False)
+
+
+def chatter() -> Console:
+    """Standard error, for progress and for what nobody asked for; silent with --quiet."""
+    return Console(stderr=True, quiet=QUIET.get())
 
 
 def write_text(path: Path, text: str) -> None:
     """A file, whole or not at all; "-" is standard output."""
     import sys
 
-    from foregate.traces.storage import replacing
-
-    if str(path) == "-":
+    if alone(path):
         sys.stdout.write(text)
         return
+    from foregate.traces.storage import replacing
+
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, found: Any) -> None:
+    """What --json was asked for: a JSON value in a file, or ("-") on standard output.
+
+    Raises: ValueError for a number that JSON does not have.
+    """
+    from json import dumps
+
+    write_text(path, dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def alone(json: Path | None) -> bool:
+    """Whether standard output is for JSON, and for nothing else."""
+    return str(json) == "-"
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on standard error; gives `advance(what, share of all work)`."""
+    """A bar on standard error with the time left; gives `advance(what, share of all work)`."""
     columns = (TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    console = Console(stderr=True)
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar as progress:
+    console = chatter()
+    shown = console.is_terminal and not console.quiet
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task(title, total=1.0)
         yield lambda what, share: progress.update(task, description=what, advance=share)
-
-
-def leaderboards(measures: Sequence[Measure]) -> Iterator[Table]:
-    """For each distance: how often each predictor is right, and how sure and how dear it is; the best recall first."""
-    for distance in sorted({m.distance for m in measures if m.distance is not None}):
-        cells = {
-            (m.predictor, m.metric, m.budget): m for m in measures if m.layer is None and m.distance in (None, distance)
-        }
-        main = _main_budget(list(cells.values()))
-        names = sorted({key[0] for key in cells}, key=lambda name: -cells[name, "recall", main].value)
-        budgets = sorted({key[2] for key in cells if key[2] is not None})
-        leaks = " - LEAKS" if measures[0].leaks else ""
-        title = f"{_ahead(distance)}: how often right, in % (measured{leaks})"
-        right: list[Column] = [
-            ("top1", None),
-            ("top2", None),
-            *(("recall", b) for b in budgets),
-            ("exact_set", None),
-        ]
-        yield _table(title, names, right, cells, interval=("recall", main))
-        cost: list[Column] = [
-            (m, None) for m in ("coverage", "log_loss", "calibration_error", "predict_us", "fit_s", "bytes")
-        ]
-        yield _table("how sure, and at what cost", names, cost, cells, interval=("log_loss", None))
-
-
-def splits_table(measures: Sequence[Measure]) -> Iterator[Table]:
-    """For each distance: the same predictors under several splits, side by side; the best by prompt first."""
-    splits = list(dict.fromkeys(m.split for m in measures))
-    for distance in sorted({m.distance for m in measures if m.distance is not None}):
-        cells = {
-            (m.split, m.predictor, m.metric, m.budget): m
-            for m in measures
-            if m.layer is None and m.distance == distance
-        }
-        recall: Column = ("recall", measures[0].top_k)
-        ranked = any(key[2] == "top1" for key in cells)
-        columns: list[Column] = [("top1", None), ("top2", None)] if ranked else [recall]
-        table = Table(title=f"{_ahead(distance)}, by split, in % (measured)", title_justify="left", **STYLE)
-        table.add_column("predictor", max_width=18, overflow="fold")
-        for how in splits:
-            leaks = " LEAKS" if any(m.leaks for m in measures if m.split == how) else ""
-            for column in columns:
-                table.add_column(f"{how}{leaks}\n{_heading(*column)}", justify="right")
-        names = dict.fromkeys(key[1] for key in cells)
-        for name in sorted(names, key=lambda n: -cells[splits[0], n, *recall].value):
-            table.add_row(
-                name, *(_text(cells.get((how, name, *c)), with_interval=False) for how in splits for c in columns)
-            )
-        yield table
-
-
-Cells = dict[tuple[str, str, int | None], Measure]
-Column = tuple[str, int | None]
-
-
-def _table(title: str, names: list[str], columns: list[Column], cells: Cells, *, interval: Column) -> Table:
-    columns = [c for c in columns if any((name, *c) in cells for name in names)]
-    table = Table(title=title, title_justify="left", **STYLE)
-    table.add_column("predictor", max_width=18, overflow="fold")
-    for column in columns:
-        table.add_column(_heading(*column), justify="right", no_wrap=True)
-    for name in names:
-        values = [_text(cells.get((name, *c)), with_interval=c == interval) for c in columns]
-        leaks = next(cells[key].leaks for key in cells if key[0] == name)
-        table.add_row(name + (" (leaks)" if leaks else ""), *values)
-    return table
-
-
-def _main_budget(measures: list[Measure]) -> int | None:
-    """The budget that is asked for in every comparison, k: the one whose interval is shown."""
-    recall = [m for m in measures if m.metric == "recall"]
-    return recall[0].top_k if recall else None
-
-
-def _ahead(distance: int) -> str:
-    return f"{distance} layer{'s' if distance > 1 else ''} ahead"
-
-
-def _heading(metric: str, budget: int | None) -> str:
-    names = {
-        "top1": "top-1",
-        "top2": "top-2",
-        "recall": f"recall@{budget}",
-        "exact_set": "exact",
-        "log_loss": "log-loss",
-        "calibration_error": "calib.",
-        "coverage": "cover",
-        "predict_us": "us",
-        "fit_s": "fit s",
-        "bytes": "size",
-    }
-    return names[metric]
-
-
-def _text(measure: Measure | None, *, with_interval: bool) -> str:
-    if measure is None:
-        return "-"
-    if measure.metric == "bytes":
-        return file_size(int(measure.value))
-    if measure.metric == "predict_us":
-        return f"{measure.value:.0f}"
-    scale, digits = (100, 1) if measure.metric in PERCENT else (1, 3 if measure.metric != "fit_s" else 1)
-    text = f"{measure.value * scale:.{digits}f}"
-    if with_interval and measure.low is not None and measure.high is not None:
-        text += f" [{measure.low * scale:.{digits}f}, {measure.high * scale:.{digits}f}]"
-    return text
 
 
 def file_size(size: int) -> str:

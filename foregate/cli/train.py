@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foregate.cli import completion
+
 if TYPE_CHECKING:
     from foregate.predictors.base import Predictor
     from foregate.predictors.session import Point
@@ -22,7 +24,12 @@ LARGE = 500_000_000  # routed experts of a trace, above which what can stream do
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Predictor, with options if any: mlp, rules:order=2.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Predictor, with options if any: mlp, rules:order=2.", autocompletion=completion.predictors
+        ),
+    ],
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE", help="Traces of one model; several are joined.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.npz).")],
@@ -33,7 +40,7 @@ def command(
             "(they leak, and say so); none: train on every prompt."
         ),
     ] = "prompt",
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     distance: Annotated[int, typer.Option(min=1, help="The most layers ahead that it learns to look.")] = 1,
     stream: Annotated[
         bool | None,
@@ -51,7 +58,7 @@ def command(
         bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was stopped.")
     ] = False,
     curve: Annotated[Path | None, typer.Option(help="Write the learning curve here (.json or .html).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write what was done here; - prints it instead of text.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was done here ('-' = standard output).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Fit one predictor and save it. Python reads it: foregate.load_predictor(path).
@@ -229,7 +236,6 @@ def _amount(trace: Trace) -> str:
 @contextmanager
 def _progress(title: str, predictor: Predictor) -> Iterator[None]:
     """A bar on standard error with the time left, once the predictor has told how far it is."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -239,9 +245,12 @@ def _progress(title: str, predictor: Predictor) -> Iterator[None]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    from foregate.cli.terminal import chatter
+
+    console = chatter()
+    shown = console.is_terminal and not console.quiet
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown)
     with bar as progress:
         task = progress.add_task(title, total=None)
         predictor.on_epoch = lambda epoch, score: progress.update(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from foregate.cli import completion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="Predictor, e.g. memory; options that it names stay: memory:prior=1.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Predictor, e.g. memory; options that it names stay: memory:prior=1.",
+            autocompletion=completion.predictors,
+        ),
+    ],
     source: Annotated[Path, typer.Argument(metavar="TRACE", help="The trace to learn and validate on.")],
     *,
     trials: Annotated[
@@ -30,7 +40,7 @@ def command(
     ] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study to begin or resume.  [default: NAME]")] = None,
     split: Annotated[str, typer.Option(help="prompt; token, sample (they leak, and say so).")] = "prompt",
-    seed: Annotated[int, typer.Option(help="Of the split, and of a new study's search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, and of a new study's search.")] = 0,
     metric: Annotated[
         str, typer.Option(help="recall, top1, top2, exact_set or log_loss, on the validation prompts.")
     ] = ("recall"),
@@ -46,7 +56,7 @@ def command(
         int, typer.Option(min=1, help="Seconds between a worker's signs of life; six missing, and it counts as dead.")
     ] = 10,
     plot: Annotated[Path | None, typer.Option(help="Write a page on the study here (HTML).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the trials here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the trials here ('-' = standard output).")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Fit the best on all layers and save it here (.npz).")
     ] = None,
@@ -83,25 +93,38 @@ def command(
         how=split,
         seed=seed,
     )
-    tuned = tune(
-        whole if layers is None else some_layers(whole, *_layers(layers)),
-        question,
-        trials=trials,
-        storage=storage or f"sqlite:///{plain}.tune.db",
-        study=study or plain,
-        heartbeat=heartbeat,
-        told=_tell,
-    )
+    with _teller(trials) as tell:
+        tuned = tune(
+            whole if layers is None else some_layers(whole, *_layers(layers)),
+            question,
+            trials=trials,
+            storage=storage or f"sqlite:///{plain}.tune.db",
+            study=study or plain,
+            heartbeat=heartbeat,
+            told=tell,
+        )
     if str(json) != "-":
         _show(tuned, source)
     _write(tuned, whole, source, plot=plot, json=json, output=output)
 
 
-def _tell(attempt: Attempt) -> None:
-    import sys
+@contextmanager
+def _teller(trials: int) -> Iterator[Callable[[Attempt], None]]:
+    """A line on standard error for each trial, above a bar with the time left."""
+    from foregate.cli.terminal import chatter, progress_bar
 
-    score = "stopped early" if attempt.score is None else f"{attempt.score:.4f}"
-    print(f"trial {attempt.number}: {score} in {attempt.seconds:.1f} s, {attempt.component}", file=sys.stderr)
+    left = 0
+    with progress_bar("tuning") as advance:
+
+        def tell(attempt: Attempt) -> None:
+            nonlocal left
+            left = left or max(trials - attempt.number, 1)  # earlier runs may have done some
+            score = "stopped early" if attempt.score is None else f"{attempt.score:.4f}"
+            line = f"trial {attempt.number}: {score} in {attempt.seconds:.1f} s, {attempt.component}"
+            chatter().print(line, highlight=False, markup=False, soft_wrap=True)
+            advance(f"{attempt.number + 1}/{trials} trials", 1 / left)
+
+        yield tell
 
 
 def _show(tuned: Tuned, source: Path) -> None:

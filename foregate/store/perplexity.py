@@ -1,6 +1,6 @@
 """What packing costs a model in perplexity: the same text with the original and with the packed experts' weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any, final
@@ -30,8 +30,16 @@ class Change:
         return self.after / self.before - 1
 
 
-def perplexity_change(model: Any, tokenizer: Any, store: PackedStore, texts: Sequence[str]) -> Change:
+def perplexity_change(
+    model: Any,
+    tokenizer: Any,
+    store: PackedStore,
+    texts: Sequence[str],
+    advance: Callable[[float], None] = lambda share: None,
+) -> Change:
     """Of a loaded model, whose experts' weights are those of the store afterwards.
+
+    advance  is told each share of the work that is done
 
     The numbers are the ones that packed weights stand for, computed with in the model's own type; load it in float32 to
     see the rounding of weights alone. Each text is cut into windows of 256 tokens, which know nothing of each other.
@@ -41,9 +49,9 @@ def perplexity_change(model: Any, tokenizer: Any, store: PackedStore, texts: Seq
     windows = [window for text in texts for window in _windows(tokenizer, text)]
     if not windows:
         raise ChoiceError("the texts for --perplexity have no two tokens in a row; give a longer one")
-    before, tokens = _loss(model, windows)
+    before, tokens = _loss(model, windows, advance)
     put_weights(model, store)
-    after, _ = _loss(model, windows)
+    after, _ = _loss(model, windows, advance)
     return Change(exp(before / tokens), exp(after / tokens), tokens, len(texts))
 
 
@@ -67,8 +75,8 @@ def _windows(tokenizer: Any, text: str) -> list[Any]:
     return [window for window in ids.split(WINDOW, dim=1) if window.shape[1] > 1]
 
 
-def _loss(model: Any, windows: Sequence[Any]) -> tuple[float, int]:
-    """The sum of nats, and how many tokens were predicted."""
+def _loss(model: Any, windows: Sequence[Any], advance: Callable[[float], None]) -> tuple[float, int]:
+    """The sum of nats, and how many tokens were predicted; half of the work."""
     torch = need("torch", "models")
     nats, tokens = 0.0, 0
     with torch.no_grad():
@@ -81,4 +89,5 @@ def _loss(model: Any, windows: Sequence[Any]) -> tuple[float, int]:
                 logits, wanted = model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]
             nats += float(torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
             tokens += len(wanted)
+            advance(0.5 / len(windows))
     return nats, tokens

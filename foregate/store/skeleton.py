@@ -18,7 +18,7 @@ def fetch_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or name.startswith((".", "~")):
-        raise ModelError(f"there is no model folder {name}")
+        raise ModelError(f"there is no model folder {name}; give one with a config.json, or a Hugging Face name")
     hub = need("huggingface_hub", "models")
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.py"]))

@@ -9,7 +9,7 @@ import gzip
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,17 +20,19 @@ from foregate.traces.schema import Prompt, Trace
 from foregate.traces.storage import replacing
 
 
-def export_jsonl(trace: Trace, path: Path) -> int:
+def export_jsonl(trace: Trace, path: Path, advance: Callable[[float], None] = lambda share: None) -> int:
     """Write a trace's records to a file, compressed if it ends in .gz or .xz: whole, or not at all. Returns how many.
+
+    advance  is told each share of the work that is done
 
     Raises: TraceError as `write_jsonl` does, StorageError where the disk refuses.
     """
     with replacing(path) as temporary, temporary.open("wb") as raw, _packed(raw, path.suffix) as out:
-        return write_jsonl(trace, out)
+        return write_jsonl(trace, out, advance)
 
 
-def write_jsonl(trace: Trace, out: BinaryIO) -> int:
-    """Write a trace's records to an open stream. Returns how many.
+def write_jsonl(trace: Trace, out: BinaryIO, advance: Callable[[float], None] = lambda share: None) -> int:
+    """Write a trace's records to an open stream. Returns how many; `advance` as in `export_jsonl`.
 
     Raises: TraceError if a cell has fewer experts than the others, which a record cannot say.
     """
@@ -44,6 +46,7 @@ def write_jsonl(trace: Trace, out: BinaryIO) -> int:
             lines = list(_lines(trace, rows, layer, f'{head}, "layer": {own}, "experts": '))
             out.write("".join(lines).encode())
             written += len(lines)
+        advance((rows.stop - rows.start) / len(trace))
     return written
 
 

@@ -73,7 +73,8 @@ def read_prompts(source: str, limit: int | None = None) -> list[PromptText]:
 
 def _from_file(path: Path, dataset: str | None) -> Iterator[PromptText]:
     if not path.is_file():
-        raise SourceError(f"there is no file {path}")
+        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise SourceError(f"{what}; give a .txt or .jsonl file of prompts")
     kind = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
     dataset = dataset or kind.stem
     if kind.suffix in (".jsonl", ".ndjson"):

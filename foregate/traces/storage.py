@@ -209,7 +209,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise TraceError(f"{path} does not exist") from None
+        raise TraceError(f"{path} does not exist; foregate record, or import, makes a trace") from None
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TraceError(f"{path} is not a readable trace ({reason}); record or import it again") from error
@@ -282,4 +282,4 @@ def _width(kind: pa.DataType) -> int:
 
 
 def _empty(path: Path) -> list[Trace]:
-    raise TraceError(f"{path} holds no flushed part of a recording yet")
+    raise TraceError(f"{path} is a folder that holds no flushed part of a recording; name a trace's file")
