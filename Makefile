@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:
 	@echo "make demo   record, learn and compare on the embedded model; writes demo/report.html"
 	@echo "make test   the tests"
 	@echo "make lint   ruff format and check, mypy --strict"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  the benchmarks behind the README's speed figures"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -27,6 +28,11 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/python recipes/cli_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: .venv/ready
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

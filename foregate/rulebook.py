@@ -164,7 +164,9 @@ def _count(journeys: Journeys, level: Level) -> LevelRules:
 def _score(rules: LevelRules, journeys: Journeys) -> Score:
     contexts, answers = _rows(journeys, rules.level)
     rows = len(journeys.ranked) * max(journeys.num_layers - rules.level.ahead, 0)
-    codes = _codes(np.concatenate([rules.contexts, contexts]), journeys.num_experts)
+    # A level that looks further ahead than the model is deep has no contexts, of no width of their own.
+    both = [held for held in (rules.contexts, contexts) if len(held)] or [contexts]
+    codes = _codes(np.concatenate(both), journeys.num_experts)
     known, asked = codes[: len(rules.contexts)], codes[len(rules.contexts) :]
     order = np.argsort(known)
     place = np.searchsorted(known, asked, sorter=order)

@@ -126,7 +126,7 @@ def sequences(trace: Trace, samples: int, name: str) -> Figure:
         name=name,
         title="Expert sequences",
         caption=f"{shown} of each of the first tokens of a prompt, a panel a prompt, in the chosen layer. A gap is a "
-        f"token without one. As recorded.{left_out}",
+        f"token without one. Measured: as recorded.{left_out}",
         text=next(iter(texts.values())),
         data=next(iter(views.values())),
         layout=_panels(len(chosen), trace.spec.num_experts),
