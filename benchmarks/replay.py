@@ -6,9 +6,9 @@ Needs the package libcachesim (pip install libcachesim), for this benchmark only
 one, read from ../shared/data, unless a foregate trace is given. Every round runs each replay once, in turn; medians of
 processor time are printed, and with --json a last line that holds `lru_ratio` and `belady_ratio`, ours over theirs.
 Both at 25 % of all keys. Theirs reads keys and next uses from its own binary file (oracleGeneral), written just before
-and so in the page cache; ours has the keys in memory. Our lru runs the planner's own queue. Our belady counts the
-hits of Belady's rule without naming victims and without being told next uses; "by victim" is the planner's functions
-again, with an indexed heap, given next uses as theirs is. The hits of all are compared.
+and so in the page cache; ours has the keys in memory. Our lru and belady count the hits of these rules without slots
+and without naming victims, and our belady without being told next uses; "by victim" is the planner's own functions,
+where belady has a calendar of the next uses that it is given, as theirs is. The hits of all are compared.
 """
 
 import argparse

@@ -337,7 +337,7 @@ def test_prefetch_texts() -> None:
         ({"eviction": "static", "profile": np.ones((2, 2))}, "shape \\(2, 2\\); it must be 4 x 12"),
         ({"prefetch": "soon"}, "there is no 'soon'"),
         ({"prefetch": "top:0"}, "n is 0"),
-        ({"prefetch": "top:many"}, "is not a"),
+        ({"prefetch": "top:many"}, "must be a whole number"),
         ({"prefetch": "threshold:1.5"}, "p is 1.5"),
         ({"prefetch": "threshold:nan"}, "p is nan"),
         ({"prefetch": "budget:"}, "budget:200MiB"),

@@ -39,10 +39,8 @@ def restart(forecast: Forecast) -> None:
 
 
 @njit
-def victims(  # noqa: PLR0917
-    forecast: Forecast, layer: int, key_of: Int32, lock: Int64, floor: int, chosen: Int32
-) -> None:
-    predicted.victims(forecast, layer, key_of, lock, floor, chosen)
+def victim(forecast: Forecast, slot_of: Int32, lock: Int64, floor: int) -> int:
+    return predicted.victim(forecast, slot_of, lock, floor)
 
 
 @njit
@@ -88,9 +86,13 @@ def told(passes: int = 20) -> Forecast:
 def chosen(forecast: Forecast, key_of: list[int], count: int, locked: tuple[int, ...] = ()) -> list[int]:
     lock: Int64 = np.zeros(L * E, np.int64)
     lock[list(locked)] = 5
-    slots = np.full(count, -1, np.int32)
-    victims(forecast, L - 1, np.array(key_of, np.int32), lock, 5, slots)
-    return slots.tolist()
+    slot_of = np.full(L * E, -1, np.int32)
+    slot_of[key_of] = np.arange(len(key_of))
+    slots: list[int] = []
+    while len(slots) < count:
+        slots.append(victim(forecast, slot_of, lock, 5))
+        slot_of[key_of[slots[-1]]] = -1
+    return slots
 
 
 @pytest.mark.parametrize("slots", [9, 12, 24])

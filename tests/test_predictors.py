@@ -242,7 +242,7 @@ def test_a_count_table_counts_and_blends() -> None:
     [
         ("nonsense", "choose one of"),
         ("rules:depth=3", "rules does not take"),
-        ("rules:order=three", "not a int"),
+        ("rules:order=three", "must be a whole number"),
         ("chance:x=1", "no options"),
     ],
 )

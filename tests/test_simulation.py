@@ -9,11 +9,13 @@ import pytest
 
 from foregate.errors import ChoiceError
 from foregate.memory.eviction import EVICTION, eviction
+from foregate.memory.predicted import Predicted
 from foregate.memory.prefetch import prefetch
 from foregate.predictors import PREDICTORS
 from foregate.predictors.chances import first_come, used
 from foregate.simulation.chances import chances_of, oracle_chances
 from foregate.simulation.costs import Costs
+from foregate.simulation.foresight import foresee
 from foregate.simulation.passes import Passes, passes_of
 from foregate.simulation.simulate import Setting, play
 from foregate.simulation.timeline import KINDS, Timeline
@@ -165,6 +167,21 @@ def test_with_room_for_all_each_is_read_once(evict: str, policy: str) -> None:
     passes, line = ran(evict, policy, slots=L * E)
     assert line.counts.misses.sum() + line.counts.guesses.sum() <= L * E
     assert (line.pass_stall[len(passes) // 2 :] == 0).mean() > 0.5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("batch", [None, 5])
+def test_what_is_foreseen_is_what_would_be_thought(policy: str, batch: int | None) -> None:
+    """The same moves at the same times, whether `predicted` computes as it goes on or has been told."""
+    passes, live = ran("predicted", policy, batch=batch)
+    said = oracle_chances(passes, 2)
+    said = (0.5 * said + 0.9 * np.random.default_rng(1).random(said.shape)).astype(np.float32)
+    setting = Setting(10, eviction("predicted"), prefetch(policy), options=OPTIONS)
+    foreseen = foresee(passes, Predicted())
+    assert foreseen is not None
+    told = play(passes, costs(), setting, chances=said, foreseen=foreseen, transfers=True)
+    np.testing.assert_array_equal(told.transfers, live.transfers)
+    np.testing.assert_array_equal(told.pass_ends, live.pass_ends)
 
 
 def test_the_oracle_waits_least() -> None:

@@ -221,6 +221,14 @@ def test_trying_rules_with_arrays_is_trying_them_by_hand(tmp_path: Path) -> None
         assert 0 < score.coverage < 1 or score.level.looks_up in ("1", "4")
 
 
+def test_a_level_that_looks_beyond_a_shallow_model_covers_nothing() -> None:
+    source = journeys(layers=5)
+    scores = {score.level.name: score for score in evaluate(create(source, LEVELS), source)}
+    beyond = [score for score in scores.values() if score.level.ahead >= 5]
+    assert [score.rows for score in beyond] == [0]
+    assert all(score.total > 0 for score in scores.values() if score not in beyond)
+
+
 def test_long_paths_of_many_experts_are_told_apart(tmp_path: Path) -> None:
     """They do not fit one integer: a path is covered only if it is the same in every layer."""
     source = journeys(tokens=30, layers=40, experts=200)

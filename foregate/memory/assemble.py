@@ -10,7 +10,7 @@ from foregate.errors import ChoiceError
 from foregate.memory.eviction import Fading, Static, eviction
 from foregate.memory.heap import SCORE
 from foregate.memory.interface import Eviction, Prefetch
-from foregate.memory.predicted import Forecast, Predicted, make_forecast
+from foregate.memory.predicted import Forecast, Predicted, UInt16, make_forecast
 from foregate.memory.prefetch import Budget, Threshold, Top, prefetch
 from foregate.memory.state import AMOUNT, LOOK_SECONDS, RATE, READ_SECONDS, RULE, WINDOW_SECONDS, State, make_state
 
@@ -27,6 +27,8 @@ def assemble(
     *,
     top_k: int = 1,
     least: int = LEAST_SLOTS,
+    horizon: int = 0,
+    foreseen: UInt16 | None = None,
     profile: Int | None = None,
     expert_bytes: int | None = None,
     read_seconds: float | None = None,
@@ -34,6 +36,9 @@ def assemble(
     look_seconds: float = 0.0,
 ) -> tuple[State, Forecast | None]:
     """Empty slots and their policies; the arguments are `Planner`'s.
+
+    horizon   the sets that a replay has, by whose numbers it tells belady the next uses
+    foreseen  predicted's levels of all sets, where they have been computed (see `Forecast`)
 
     Raises: ChoiceError.
     """
@@ -49,7 +54,7 @@ def assemble(
     # More slots than experts would only stay empty.
     slots = min(slots, max(room, num_layers * num_experts))
     predicted = evict if isinstance(evict, Predicted) else None
-    state = make_state(num_layers, num_experts, slots, policy=evict.code, room=room)
+    state = make_state(num_layers, num_experts, slots, policy=evict.code, room=room, horizon=horizon)
     state.now[RULE] = ahead.code
     if isinstance(evict, Fading):
         state.dials[RATE] = evict.half_life
@@ -67,7 +72,7 @@ def assemble(
         if not (math.isfinite(look_seconds) and look_seconds >= 0):
             raise ChoiceError(f"look_seconds is {look_seconds}; a predictor's answer takes 0 seconds or more")
         state.dials[LOOK_SECONDS] = look_seconds
-    return state, make_forecast(num_layers, num_experts, predicted) if predicted else None
+    return state, make_forecast(num_layers, num_experts, predicted, foreseen) if predicted else None
 
 
 def _profile(profile: Int | None, num_layers: int, num_experts: int) -> Any:

@@ -30,6 +30,11 @@ def pasted(function: F) -> F:
     return njit(**BARE, inline="always")(function)  # type: ignore[no-any-return]
 
 
+def paste(function: F) -> F:
+    """An `entry` as `pasted`: to hand on a hundred arrays takes longer than most decisions do."""
+    return pasted(function.py_func)  # type: ignore[attr-defined, no-any-return]
+
+
 def inner_fused(function: F) -> F:
     """Only compiled code calls it; products and sums may be rounded once instead of twice."""
     return njit(**BARE, fastmath={"contract"})(function)  # type: ignore[no-any-return]

@@ -8,8 +8,9 @@ from foregate.memory import predicted
 from foregate.memory.compiled import entry, inner, pasted
 from foregate.memory.eviction import admit, touch, victim
 from foregate.memory.lists import HOME, drop, oldest, push, size
+from foregate.memory.ordered import HIGHEST, LOWEST, ordered
 from foregate.memory.predicted import Forecast
-from foregate.memory.prefetch import BUDGET, review, wanted, worth
+from foregate.memory.prefetch import BUDGET, most, review, wanted, worth
 from foregate.memory.state import (
     EVICTED,
     EVICTIONS,
@@ -40,7 +41,6 @@ from foregate.memory.state import (
     SLOT,
     SLOT_IN,
     STALE,
-    VICTIM,
     WAITING,
     WASTED,
     WAVE,
@@ -53,6 +53,8 @@ from foregate.memory.state import (
 def begin(state: State, forecast: Forecast | None, reset: bool) -> None:
     """A pass starts: no set is in use; guesses for layers that never came are stale."""
     now = state.now
+    if forecast is not None:
+        predicted.changed(forecast, max(now[LAYER], 0), len(state.known) - 1)
     now[PASS] += 1
     if now[RULE] == BUDGET:
         review(now, state.dials)
@@ -74,6 +76,8 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
     SLOT_IN, EVICTED [r].
     """
     now, desk = state.now, state.desk
+    if forecast is not None:
+        predicted.changed(forecast, max(now[LAYER], 0), layer)
     if now[WAITING] == 0:
         _arrive(state, layer, experts)
         if forecast is not None:
@@ -87,13 +91,10 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
     hits = _serve_residents(state, layer, experts, future, limit, lock)
     missing = len(experts) - hits
     reads = missing if len(experts) <= limit else limit - hits
-    spare = _spare(state)
     for r in range(reads):
-        if forecast is not None and r == spare:
-            predicted.victims(forecast, layer, state.key_of, state.lock, now[FLOOR], desk[VICTIM, : reads - spare])
         i = desk[REST, r]
         key = layer * desk.shape[1] + experts[i]
-        _read(state, key, key, r, r - spare)
+        _read(state, forecast, key, key, r)
         state.lock[key] = lock
         admit(state, now[POLICY], key, future[i] if len(future) > 0 else 0)
         desk[EXPERT, hits + r], desk[SLOT, hits + r] = experts[i], state.slot_of[key]
@@ -107,7 +108,7 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
     return hits + reads, reads
 
 
-@inner
+@pasted
 def asks(state: State) -> bool:
     """Whether anybody is asked in this pass."""
     return state.now[RESTING] == 0  # type: ignore[no-any-return]
@@ -141,7 +142,7 @@ def speculate(state: State, forecast: Forecast | None, layer: int) -> int:
     held = now[LOCKED] + now[PREVIOUS]
     held = held if held > now[ROOM] else now[ROOM]
     issued, best = 0, -1
-    for rank in range(E):
+    for rank in range(most(now, state.dials, E)):
         best = _next_best(state.chance, layer, best)
         key = layer * E + best
         if not wanted(
@@ -155,17 +156,17 @@ def speculate(state: State, forecast: Forecast | None, layer: int) -> int:
         if keys[key, HOME] == STALE:  # it has a second chance
             drop(keys, key)
         if state.slot_of[key] < 0:
-            if forecast is not None and _spare(state) == 0:
-                predicted.victims(forecast, now[LAYER], state.key_of, state.lock, now[FLOOR], state.desk[VICTIM, :1])
             if now[RULE] == BUDGET:
                 chance = state.chance[layer, best]
                 state.dials[GAIN] += worth(now, state.dials, state.counts, len(state.key_of), distance, chance)
-            _read(state, key, -1, issued, 0)
+            _read(state, forecast, key, -1, issued)
             keys[key, GUESS] = 1
             state.counts[layer, GUESSES] += 1
             now[READS] += 1
             issued += 1
         state.lock[key] = until
+        if forecast is not None:
+            predicted.changed(forecast, layer, layer)
         state.promised[now[PROMISED]] = key
         now[PROMISED] += 1
     return issued
@@ -238,13 +239,7 @@ def _serve_residents(state: State, layer: int, experts: Int32, future: Int64, li
 
 
 @pasted
-def _spare(state: State) -> int:
-    """Slots that cost the policy nothing: free ones and stale guesses'."""
-    return len(state.key_of) - state.now[FILLED] + size(state.keys, STALE)  # type: ignore[no-any-return]
-
-
-@pasted
-def _read(state: State, key: int, asker: int, row: int, place: int) -> None:
+def _read(state: State, forecast: Forecast | None, key: int, asker: int, row: int) -> None:
     """Give `key` a slot: a free one, a stale guess's, or the one of `asker`'s victim; note it in the desk's `row`."""
     now, keys = state.now, state.keys
     gone = -1
@@ -257,8 +252,10 @@ def _read(state: State, key: int, asker: int, row: int, place: int) -> None:
             drop(keys, gone)
             keys[gone, GUESS] = 0
             state.counts[gone // state.chance.shape[1], WASTED] += 1
+        elif forecast is not None:
+            gone = int(state.key_of[predicted.victim(forecast, state.slot_of, state.lock, now[FLOOR])])
         else:
-            gone = victim(state, now[POLICY], asker, place)
+            gone = victim(state, now[POLICY], asker)
         slot = state.slot_of[gone]
         state.slot_of[gone] = -1
         state.counts[gone // state.chance.shape[1], EVICTIONS] += 1
@@ -270,9 +267,16 @@ def _read(state: State, key: int, asker: int, row: int, place: int) -> None:
 @inner
 def _next_best(chances: Float32, layer: int, before: int) -> int:
     """The expert that follows `before` (-1 = none) from the likeliest down, ties by the lower id."""
-    chance, best = chances[layer], -1
-    for e in range(len(chance)):
-        follows = before < 0 or chance[e] < chance[before] or (chance[e] == chance[before] and e > before)
-        if follows and (best < 0 or chance[e] > chance[best]):
-            best = e
-    return best
+    E = chances.shape[1]
+    last = ordered(chances[layer, before]) if before >= 0 else HIGHEST
+    highest = LOWEST
+    for e in range(E):
+        rank = ordered(chances[layer, e])
+        follows = (rank < last) | ((rank == last) & (e > before))
+        highest = max(highest, rank if follows else LOWEST)
+    best = E
+    for e in range(E):
+        rank = ordered(chances[layer, e])
+        follows = (rank < last) | ((rank == last) & (e > before))
+        best = min(best, e if follows & (rank == highest) else E)
+    return int(best)

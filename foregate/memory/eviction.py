@@ -13,12 +13,13 @@ import numpy as np
 from foregate.arrays import Float64, Int32, Int64
 from foregate.components import build
 from foregate.errors import ChoiceError
-from foregate.memory import arc, heap, s3fifo, sieve
+from foregate.memory import arc, calendar, heap, s3fifo, sieve
+from foregate.memory.calendar import Calendar
 from foregate.memory.compiled import inner, pasted
 from foregate.memory.interface import ARC, BELADY, LFU, LFU_DECAY, LRU, PREDICTED, S3FIFO, SIEVE, STATIC, Eviction
-from foregate.memory.lists import NEWER, drop, oldest, push, renew
+from foregate.memory.lists import NEWER, drop, is_key, oldest, push, renew
 from foregate.memory.predicted import Predicted
-from foregate.memory.state import FLOOR, MARK, POLICY, RATE, TICK, VICTIM, YOUNG, State
+from foregate.memory.state import FLOOR, MARK, POLICY, RATE, TICK, YOUNG, State
 
 
 @final
@@ -126,8 +127,11 @@ def touch(state: State, policy: int, key: int, next_use: int) -> None:
         state.keys[key, MARK] = 1
     elif policy == ARC:
         arc.touch(state.keys, key)
+    elif policy == BELADY:
+        _leave(state.calendar, state.keys, key)
+        _enter(state.calendar, state.keys, key, next_use)
     elif policy != PREDICTED:
-        _score(state.rank, state.now, state.dials, key, next_use)
+        _score(state.rank, state.now, state.dials, key)
         heap.moved(state.order, state.rank, key)
 
 
@@ -141,30 +145,33 @@ def admit(state: State, policy: int, key: int, next_use: int) -> None:
         s3fifo.admit(state.keys, key)
     elif policy == ARC:
         arc.admit(state.keys, len(state.key_of), key)
+    elif policy == BELADY:
+        _enter(state.calendar, state.keys, key, next_use)
     elif policy != PREDICTED:
         if policy == LFU:
             state.rank[key, heap.SCORE] = 0
-        _score(state.rank, state.now, state.dials, key, next_use)
+        _score(state.rank, state.now, state.dials, key)
         heap.enter(state.order, state.rank, key)
 
 
 @pasted
-def victim(state: State, policy: int, wanted: int, place: int) -> int:
+def victim(state: State, policy: int, wanted: int) -> int:
     """The key that leaves for `wanted` (-1 = for a guess), no longer held by the policy. One that is not locked exists.
 
-    `predicted` has been asked for all of a wave's victims at once; `place` says which of them this is.
+    `predicted` is asked by its own function, which takes its forecast.
     """
     floor = state.now[FLOOR]
     if policy == LRU:
         key = longest_unused(state.keys, state.lock, floor)
-    elif policy == PREDICTED:
-        key = int(state.key_of[state.desk[VICTIM, place]])
     elif policy == SIEVE:
         key = sieve.victim(state.keys, state.lock, state.now)
     elif policy == S3FIFO:
         key = s3fifo.victim(state.keys, state.lock, floor, len(state.key_of))
     elif policy == ARC:
         key = arc.victim(state.keys, state.lock, floor, state.dials, len(state.key_of), wanted)
+    elif policy == BELADY:
+        key = _used_last(state.calendar, state.keys, state.lock, floor)
+        _leave(state.calendar, state.keys, key)
     else:
         key = heap.lowest(state.order, state.rank, state.lock, floor)
         heap.leave(state.order, state.rank, key)
@@ -182,7 +189,34 @@ def longest_unused(keys: Int32, lock: Int64, floor: int) -> int:
 
 
 @inner
-def _score(rank: Float64, now: Int64, dials: Float64, key: int, next_use: int) -> None:
+def _enter(uses: Calendar, keys: Int32, key: int, next_use: int) -> None:
+    """Belady's: those that are never used again wait in the queue of the young."""
+    if next_use < len(uses.due):
+        calendar.enter(uses, key, next_use)
+    else:
+        push(keys, YOUNG, key)
+
+
+@inner
+def _leave(uses: Calendar, keys: Int32, key: int) -> None:
+    if uses.turn[key, calendar.MOMENT] >= 0:
+        calendar.leave(uses, key)
+    else:
+        drop(keys, key)
+
+
+@inner
+def _used_last(uses: Calendar, keys: Int32, lock: Int64, floor: int) -> int:
+    key = oldest(keys, YOUNG)
+    while is_key(keys, key):
+        if lock[key] < floor:
+            return key
+        key = keys[key, NEWER]
+    return calendar.latest(uses, lock, floor)
+
+
+@inner
+def _score(rank: Float64, now: Int64, dials: Float64, key: int) -> None:
     policy = now[POLICY]
     now[TICK] += 1
     if policy == STATIC:  # its score is the profile's
@@ -192,8 +226,6 @@ def _score(rank: Float64, now: Int64, dials: Float64, key: int, next_use: int) -
     rank[key, heap.STAMP] = now[TICK]
     if policy == LFU:
         rank[key, heap.SCORE] += 1
-    elif policy == BELADY:
-        rank[key, heap.SCORE] = -next_use
     elif policy == LFU_DECAY:
         # The logarithm of all faded uses, as if seen from tick 0: it only changes when the key is used.
         at = now[TICK] / dials[RATE]

@@ -15,17 +15,27 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, final
 
 import numpy as np
+import numpy.typing as npt
 
 from foregate.arrays import Float32, Float64, Int, Int32, Int64
 from foregate.memory.compiled import inner, inner_fused, pasted
 from foregate.memory.experience import load
 from foregate.memory.habits import FEATURES, Habits, describe, forget_sequence, make_habits, remember
 from foregate.memory.interface import PREDICTED, Eviction
+from foregate.memory.logarithm import logarithm
 from foregate.memory.network import HIDDEN, HORIZON, weights
+from foregate.memory.ordered import HIGHEST, ordered
 
-STEPS = np.float32(64)  # of the table of logarithms of the sigmoid, per unit
-REACH = np.float32(16)  # it goes from -REACH to REACH
-PASS, LAYER = 0, 1
+UInt16 = npt.NDArray[np.uint16]
+STEPS = np.float32(64)  # levels of a logit, per unit
+REACH = np.float32(16)  # they go from -REACH to REACH
+UNKNOWN = 2 * int(REACH * STEPS) + 1
+"""The level of an expert whose layer has not run yet: above all others, though its value is not."""
+
+NOTHING_KNOWN = -2.0  # the value of that level
+PASS, LAYER = range(2)
+NOBODY = np.int32(2**31 - 1)
+UNASKED = np.int32(-1)
 ZERO = np.float32(0)
 
 
@@ -44,39 +54,55 @@ class Predicted(Eviction):
 class Network(NamedTuple):
     """What makes a number out of features: logit = last . relu(first . features + offset) + bias.
 
-    first [HIDDEN, FEATURES], offset [HIDDEN], last [HIDDEN], bias [1], log_sigmoid [2 * REACH * STEPS + 1]
+    first [HIDDEN, FEATURES], offset [HIDDEN], last [HIDDEN], bias [1]
     """
 
     first: Float32
     offset: Float32
     last: Float32
     bias: Float32
-    log_sigmoid: Float32
 
 
 class Forecast(NamedTuple):
     """What is known about each key's next use.
 
     habits    of each layer
+    level     [L, E]        the network's logits in steps: where in the tables a value is
+    foreseen  [S, E]        the levels of sets to come, one after another, where they have been computed already (see
+                            `foregate.simulation.foresight`); empty where not
+    worth     [UNKNOWN + 1] logarithm of what an expert is worth that is known to be used again, by its level
+    later     [UNKNOWN + 1] what one is worth a pass later that is not used in the next one, by its level
     own       [L, E]        values by the network, see above
     value     [L, E]        the same, or by what `expect` was told
     time      [2]           PASS: passes so far, LAYER: the layer that runs
+    sets      [1]           how many have been observed
+    lowest    [L]           the least value among those of a layer that may leave, `ordered`
+    leaver    [L]           in which slot; UNASKED: something has changed since, NOBODY: none may leave
     features  [FEATURES, E] room to work in
     logit     [E]           room to work in
-    lowest    [E]           room to work in
+    unused    [E]           room to work in
     """
 
     habits: Habits
     network: Network
+    level: UInt16
+    foreseen: UInt16
+    worth: Float32
+    later: Float64
     own: Float64
     value: Float64
     time: Int64
+    sets: Int64
+    lowest: Int64
+    leaver: Int32
     features: Float32
     logit: Float32
-    lowest: Float64
+    unused: Float64
 
 
-def make_forecast(num_layers: int, num_experts: int, options: Predicted | None) -> Forecast:
+def make_forecast(
+    num_layers: int, num_experts: int, options: Predicted | None, foreseen: UInt16 | None = None
+) -> Forecast:
     """Before the first pass; empty where another eviction runs (`options` None).
 
     Raises: SourceError for a file that is broken, ChoiceError for one of a model of another shape.
@@ -84,15 +110,24 @@ def make_forecast(num_layers: int, num_experts: int, options: Predicted | None) 
     L, E = (num_layers, num_experts) if options else (0, 0)
     file = options.file if options else ""
     logits = np.arange(-REACH * STEPS, REACH * STEPS + 1) / STEPS
+    worth = np.r_[-np.log1p(np.exp(-logits)), NOTHING_KNOWN].astype(np.float32)
+    start = NOTHING_KNOWN - np.tile(np.arange(L)[:, None] / max(L, 1) / HORIZON, E)
     return Forecast(
         habits=load(Path(file), L, E) if file else make_habits(L, E),
-        network=Network(*weights(), log_sigmoid=(-np.log1p(np.exp(-logits))).astype(np.float32)),
-        own=np.full((L, E), -2.0) - np.arange(L)[:, None] / max(L, 1) / HORIZON,
-        value=np.full((L, E), -2.0) - np.arange(L)[:, None] / max(L, 1) / HORIZON,
+        network=Network(*weights()),
+        level=np.full((L, E), UNKNOWN, np.uint16),
+        foreseen=np.zeros((0, E), np.uint16) if foreseen is None else foreseen,
+        worth=worth,
+        later=np.exp(-1 / HORIZON) * np.exp(worth.astype(np.float64)),
+        own=start,
+        value=start.copy(),
         time=np.array([0, L], np.int64),
+        sets=np.zeros(1, np.int64),
+        lowest=np.zeros(L, np.int64),
+        leaver=np.full(L, UNASKED, np.int32),
         features=np.zeros((FEATURES, E), np.float32),
         logit=np.zeros(E, np.float32),
-        lowest=np.zeros(E, np.float64),
+        unused=np.zeros(E, np.float64),
     )
 
 
@@ -103,26 +138,26 @@ def restart(forecast: Forecast) -> None:
     for layer in range(len(forecast.own)):
         for e in range(forecast.own.shape[1]):
             forecast.value[layer, e] = forecast.own[layer, e]
+    changed(forecast, 0, len(forecast.own) - 1)
 
 
 @pasted
 def observe(forecast: Forecast, layer: int, experts: Int) -> None:
     """`layer` runs and routed to `experts` [m], unique."""
-    if layer <= forecast.time[LAYER]:
-        forecast.time[PASS] += 1
-    forecast.time[LAYER] = layer
-    remember(forecast.habits, layer, experts)
-    describe(forecast.habits, layer, experts, forecast.features)
-    logit, table = forecast.logit, forecast.network.log_sigmoid
-    _run(forecast.network, forecast.features, logit)
-    turn = _turn(forecast.time, layer, len(forecast.value))
-    own, value = forecast.own[layer], forecast.value[layer]
-    for e in range(len(logit)):
-        within = logit[e] if logit[e] < REACH else REACH
-        within = within if within > -REACH else -REACH
-        logit[e] = (within + REACH) * STEPS
-    for e in range(len(logit)):
-        own[e] = value[e] = table[np.uint32(logit[e])] - turn
+    time, sets, level = forecast.time, forecast.sets, forecast.level
+    if layer <= time[LAYER]:
+        time[PASS] += 1
+    time[LAYER] = layer
+    if sets[0] < len(forecast.foreseen):
+        _copy(forecast.foreseen, sets[0], level, layer)
+    else:
+        remember(forecast.habits, layer, experts)
+        describe(forecast.habits, layer, experts, forecast.features)
+        _run(forecast.network, forecast.features, forecast.logit)
+        _step(forecast.logit, level, layer)
+    sets[0] += 1
+    _value(forecast.worth, level, forecast.own, forecast.value, layer, _turn(time, layer, len(level)))
+    forecast.leaver[layer] = UNASKED
 
 
 @pasted
@@ -131,33 +166,57 @@ def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
 
     If it is not, it is worth one pass later what the network says of it now.
     """
-    stay = np.exp(-1 / HORIZON)
     turn = _turn(forecast.time, layer, len(forecast.value))
-    for e in range(len(chance)):
-        later = stay * np.exp(forecast.own[layer, e] + turn)
-        used = min(max(chance[e], 0.0), 1.0)
-        forecast.value[layer, e] = np.log(used + (1 - used) * later) - turn
+    _blend(chance, forecast.level, forecast.later, forecast.value, layer, turn, forecast.unused)
+    forecast.leaver[layer] = UNASKED
+
+
+@pasted
+def changed(forecast: Forecast, first: int, last: int) -> None:
+    """Which experts of these layers are there, or may leave, has changed."""
+    for layer in range(first, last + 1):
+        forecast.leaver[layer] = UNASKED
+
+
+@pasted
+def victim(forecast: Forecast, slot_of: Int32, lock: Int64, floor: int) -> int:
+    """The slot to empty: of the least worth with lock[key] < floor; of equals the lowest slot. NOBODY if there is none.
+
+    Only layers of which something has changed are searched, and the one whose expert leaves is one of them afterwards.
+    """
+    return _leaver((forecast.lowest, forecast.leaver), forecast.value, slot_of, lock, floor)
 
 
 @inner
-def victims(  # noqa: PLR0917
-    forecast: Forecast, layer: int, key_of: Int32, lock: Int64, floor: int, chosen: Int32
+def _leaver(known: tuple[Int64, Int32], value: Float64, slot_of: Int32, lock: Int64, floor: int) -> int:
+    lowest, leaver = known
+    best = 0
+    for layer in range(len(leaver)):
+        if leaver[layer] == UNASKED:
+            _search(value, slot_of, lock, floor, layer, lowest, leaver)
+        if lowest[layer] < lowest[best] or (lowest[layer] == lowest[best] and leaver[layer] < leaver[best]):
+            best = layer
+    slot = leaver[best]
+    leaver[best] = UNASKED
+    return int(slot)
+
+
+@inner
+def _search(  # noqa: PLR0917
+    value: Float64, slot_of: Int32, lock: Int64, floor: int, layer: int, lowest: Int64, leaver: Int32
 ) -> None:
-    """Fill `chosen` [n] with the slots to empty, the least worth first; only slots with lock[key] < floor."""
-    values = forecast.value.reshape(-1)
-    last = len(chosen) - 1
-    lowest = forecast.lowest
-    for i in range(last + 1):
-        lowest[i] = np.inf
-    for slot in range(len(key_of)):
-        key = key_of[slot]
-        value = values[key]
-        if value < lowest[last] and lock[key] < floor:
-            at = last
-            while at > 0 and lowest[at - 1] > value:
-                lowest[at], chosen[at] = lowest[at - 1], chosen[at - 1]
-                at -= 1
-            lowest[at], chosen[at] = value, slot
+    """Without branches, so that eight experts are looked at at once."""
+    E = value.shape[1]
+    least, first = HIGHEST, NOBODY
+    for e in range(E):
+        key = np.uint32(layer * E + e)
+        rank = ordered(value[layer, e]) if (slot_of[key] >= 0) & (lock[key] < floor) else HIGHEST
+        least = min(least, rank)
+    for e in range(E):
+        key = np.uint32(layer * E + e)
+        may = (ordered(value[layer, e]) == least) & (slot_of[key] >= 0) & (lock[key] < floor)
+        first = min(first, slot_of[key] if may else NOBODY)
+    lowest[layer], leaver[layer] = least, first
 
 
 @pasted
@@ -165,6 +224,39 @@ def _turn(time: Int64, layer: int, layers: int) -> float:
     """When `layer` runs next, in horizons."""
     turn = time[PASS] if layer > time[LAYER] else time[PASS] + 1
     return float((turn + layer / layers) / HORIZON)
+
+
+@inner
+def _copy(rows: UInt16, row: int, level: UInt16, layer: int) -> None:
+    for e in range(level.shape[1]):
+        level[layer, e] = rows[row, e]
+
+
+@inner
+def _step(logit: Float32, level: UInt16, layer: int) -> None:
+    """Logits as levels."""
+    for e in range(len(logit)):
+        within = logit[e] if logit[e] < REACH else REACH
+        within = within if within > -REACH else -REACH
+        level[layer, e] = np.uint16(np.uint32((within + REACH) * STEPS))
+
+
+@inner
+def _value(worth: Float32, level: UInt16, own: Float64, value: Float64, layer: int, turn: float) -> None:  # noqa: PLR0917
+    for e in range(level.shape[1]):
+        own[layer, e] = value[layer, e] = worth[level[layer, e]] - turn
+
+
+@inner
+def _blend(  # noqa: PLR0917
+    chance: Float32, level: UInt16, later: Float64, value: Float64, layer: int, turn: float, unused: Float64
+) -> None:
+    """Used with this chance when the layer runs next; if not, worth what it is worth a pass later."""
+    for e in range(len(chance)):  # a loop that looks up and computes would do both one by one
+        unused[e] = later[level[layer, e]]
+    for e in range(len(chance)):
+        used = min(max(float(chance[e]), 0.0), 1.0)
+        value[layer, e] = logarithm(used + (1 - used) * unused[e]) - turn
 
 
 @inner_fused

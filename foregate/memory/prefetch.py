@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from foregate.arrays import Float64, Int64
 from foregate.components import build
 from foregate.errors import ChoiceError
-from foregate.memory.compiled import inner
+from foregate.memory.compiled import inner, pasted
 from foregate.memory.interface import Prefetch
 from foregate.memory.state import (
     AMOUNT,
@@ -98,6 +98,12 @@ def prefetch(text: str) -> Prefetch:
     if name == "budget" and not value:
         raise ChoiceError("prefetch budget needs its bytes, such as budget:200MiB")
     return build(PREFETCH, text)
+
+
+@pasted
+def most(now: Int64, dials: Float64, experts: int) -> int:
+    """How many of a layer's experts, the likeliest first, are worth asking about."""
+    return min(int(dials[AMOUNT]), experts) if now[RULE] == TOP else experts
 
 
 @inner

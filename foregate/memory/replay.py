@@ -129,7 +129,8 @@ def _run(stream: Stream, look: _Look, log: int) -> tuple[State, Int32]:
     if look.distance < 1:
         raise ChoiceError(f"distance is {look.distance}; reading ahead looks at least 1 layer ahead")
     L, E = look.num_layers, look.num_experts
-    state, forecast = assemble(L, E, look.slots, look.eviction, look.prefetch, **look.options)
+    horizon = len(stream.layer) if look.eviction.needs_future else 0
+    state, forecast = assemble(L, E, look.slots, look.eviction, look.prefetch, horizon=horizon, **look.options)
     future = np.zeros(0, np.int64)
     if look.eviction.needs_future:
         keys = np.repeat(stream.layer, np.diff(stream.starts)) * E + stream.experts

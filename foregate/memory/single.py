@@ -4,17 +4,18 @@ Those of lru and belady are counted without slots, because only the count is wan
 """
 
 import numpy as np
+from numba.cpython.unsafe.numbers import trailing_zeros
 
 from foregate.arrays import Int, Int32, Int64
 from foregate.errors import ChoiceError
 from foregate.memory.assemble import assemble
+from foregate.memory.calendar import LOW, ONE, SIX
 from foregate.memory.compiled import allocating, entry
 from foregate.memory.eviction import admit, eviction, touch, victim
 from foregate.memory.interface import BELADY, LRU, Eviction
-from foregate.memory.lists import HOME, drop, make_lists, oldest, push, renew
 from foregate.memory.predicted import Predicted
 from foregate.memory.replay import next_uses
-from foregate.memory.state import FILLED, FLOOR, POLICY, YOUNG, State
+from foregate.memory.state import FILLED, FLOOR, POLICY, State
 
 
 def replay_keys(
@@ -26,7 +27,7 @@ def replay_keys(
     """
     kind = _possible(evict, slots)
     if kind.code == LRU:
-        return int(_lru_hits(make_lists(num_keys), keys, slots))
+        return int(_lru_hits(keys, num_keys, slots))
     if kind.code == BELADY:
         return int(_best_hits(keys, num_keys, slots))
     return by_policy(keys, num_keys, slots, kind, profile)
@@ -42,7 +43,8 @@ def by_policy(  # noqa: PLR0917
 ) -> int:
     """The same by the planner's own functions, victim by victim; `future` (see `next_uses`) spares belady its look."""
     kind = _possible(evict, slots)
-    state, _ = assemble(1, num_keys, slots, kind, profile=profile, least=1)
+    horizon = len(keys) if kind.needs_future else 0
+    state, _ = assemble(1, num_keys, slots, kind, profile=profile, least=1, horizon=horizon)
     if kind.needs_future and future is None:
         future = next_uses(keys, np.arange(len(keys) + 1), num_keys)
     return int(_hits(state, keys, np.zeros(0, np.int64) if future is None else future))
@@ -73,7 +75,7 @@ def _hits(state: State, keys: Int32, future: Int64) -> int:
             slot = now[FILLED]
             now[FILLED] += 1
         else:
-            gone = victim(state, now[POLICY], key, 0)
+            gone = victim(state, now[POLICY], key)
             slot = slot_of[gone]
             slot_of[gone] = -1
         slot_of[key] = slot
@@ -82,21 +84,30 @@ def _hits(state: State, keys: Int32, future: Int64) -> int:
     return hits
 
 
-@entry
-def _lru_hits(lists: Int32, keys: Int32, slots: int) -> int:
-    """The policy's queue, without slots."""
-    hits, held = 0, 0
-    for i in range(len(keys)):
-        key = int(keys[i])
-        if lists[key, HOME] == YOUNG:
-            renew(lists, key)
+@allocating
+def _lru_hits(keys: Int32, num_keys: int, slots: int) -> int:
+    """The stream is its own queue: the keys held are those whose last access is at `edge` or after it.
+
+    A bit is set where an access is the last of a key that is held, so that the lowest bit is the oldest's.
+    """
+    last = np.full(num_keys, -1, np.int64)
+    bits = np.zeros(len(keys) // 64 + 1, np.uint64)
+    hits, held, edge, oldest = 0, 0, np.int64(0), np.uint64(0)
+    for t in range(len(keys)):
+        key = np.uint32(keys[t])
+        before = last[key]
+        last[key] = t
+        bits[np.uint64(t) >> SIX] |= ONE << (np.uint64(t) & LOW)
+        if before >= edge:
             hits += 1
-            continue
-        if held < slots:
+            bits[np.uint64(before) >> SIX] &= ~(ONE << (np.uint64(before) & LOW))
+        elif held < slots:
             held += 1
         else:
-            drop(lists, oldest(lists, YOUNG))
-        push(lists, YOUNG, key)
+            while bits[oldest] == 0:
+                oldest += ONE
+            edge = np.int64(oldest << SIX | trailing_zeros(bits[oldest])) + 1
+            bits[oldest] &= bits[oldest] - ONE
     return hits
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foregate.arrays import Bool, Float32, Float64, Int32, Int64
+from foregate.memory.calendar import Calendar, make_calendar
 from foregate.memory.compiled import pasted
 from foregate.memory.heap import make_order, make_rank
 from foregate.memory.lists import make_lists
@@ -57,10 +58,10 @@ WAVES = 1 << 20
 """Moments of one layer: more than it can have waves."""
 
 
-EXPERT, SLOT, HIT, GUESSED, REST, KEY_IN, SLOT_IN, EVICTED, VICTIM = range(9)
+EXPERT, SLOT, HIT, GUESSED, REST, KEY_IN, SLOT_IN, EVICTED = range(8)
 """Rows of `desk`, where compiled code leaves its answers (see `demand` and `speculate` in `core.py`)."""
 
-DESK = 9
+DESK = 8
 
 
 class State(NamedTuple):
@@ -72,12 +73,13 @@ class State(NamedTuple):
     key_of    [C]         -1 = free
     promised  [C]         the first now[PROMISED] are keys locked for later layers
     order     [C + 1]     see `heap`, as for rank [K, 3]
+    calendar              of next uses
     chance    [L, E]      what `expect` said about each layer's next run
     known     [L]         whether it did
     counts    [L, 6]      see RESIDENT_HITS
     now       [18]        see POLICY
     dials     [7]         see SHARE
-    desk      [9, E]      see EXPERT
+    desk      [8, E]      see EXPERT
     """
 
     slot_of: Int32
@@ -87,6 +89,7 @@ class State(NamedTuple):
     promised: Int32
     order: Int32
     rank: Float64
+    calendar: Calendar
     chance: Float32
     known: Bool
     counts: Int64
@@ -95,8 +98,8 @@ class State(NamedTuple):
     desk: Int32
 
 
-def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, room: int = 1) -> State:
-    """Empty slots, before the first pass."""
+def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, room: int = 1, horizon: int = 0) -> State:
+    """Empty slots, before the first pass; next uses will be told as numbers below `horizon`, or above for never."""
     L, E, K, C = num_layers, num_experts, num_layers * num_experts, slots
     now = np.zeros(REGISTERS, np.int64)
     now[POLICY], now[ROOM] = policy, room
@@ -109,6 +112,7 @@ def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, ro
         promised=np.zeros(C, np.int32),
         order=make_order(C),
         rank=make_rank(K),
+        calendar=make_calendar(K if horizon else 0, horizon),
         chance=np.zeros((L, E), np.float32),
         known=np.zeros(L, np.bool_),
         counts=np.zeros((L, COUNTERS), np.int64),

@@ -2,20 +2,19 @@
 next, as store/reader.py does: demands as they came, then guesses, those for the nearest layer first.
 
 Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second. While
-the worker computes, both are slower by factors. Compiled without counting references to arrays (`_nrt`): nothing is
-allocated here.
+the worker computes, both are slower by factors.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from foregate.arrays import Float64, Int32, Int64
+from foregate.memory.compiled import inner, pasted
 
-KEY, STAGE, URGENT, GUESS, NUMBER, KIND = range(6)
-"""Columns of `slots`: whose slot it is, how far its read is, whether somebody waits for it, whether it was read ahead
-and not used since, its place among all reads asked for, and where it is read from."""
+KEY, LAYER, STAGE, URGENT, GUESS, NUMBER = range(6)
+"""Columns of `slots`: whose slot it is, of which layer that is, how far its read is, whether somebody waits for it,
+whether it was read ahead and not used since, and its place among all reads asked for."""
 
 NOTHING, QUEUED, READING, THERE, LEAVING, PUT_OFF, DUE = range(7)
 """Stages. LEAVING: a read for the expert before, which nobody wants any more, still writes there. PUT_OFF: and this
@@ -38,11 +37,11 @@ SOURCE   where experts are: see FROM_DISK   LATER  slots in `later`
 REGISTERS = 12
 FROM_DISK, BEHIND_HOST, ALL_IN_HOST = range(3)
 
-SLOT, LEFT, BEGAN, AHEAD, OF = range(5)
+SLOT, LEFT, BEGAN, AHEAD, OF, ON, KIND = range(7)
 """Columns of `flying`: the slot, the share of the read that is left, when it began, whether nobody waited for it then,
-and the key that is read."""
+the key that is read, of which layer that is, and where it is read from."""
 
-FLIGHT = 5
+FLIGHT = 7
 
 TIME, WORK_SLOWED, READS_SLOWED, WAKING = range(4)
 """Places in `dial`."""
@@ -100,7 +99,7 @@ class Clock(NamedTuple):
     slots     [C, 6]    see KEY
     queue     [C]       the first now[QUEUE] are slots whose reads wait
     later     [C]       the first now[LATER] are slots that were PUT_OFF, and may no longer be
-    flying    [D, 5]    the first now[FLYING] are reads under way, see SLOT
+    flying    [D, 7]    the first now[FLYING] are reads under way, see SLOT
     pace      [2, L, D] seconds of a read by kind, layer, and how many are under way, less one
     size      [L]       bytes of an expert
     now       [12]      see QUEUE
@@ -129,27 +128,33 @@ class Clock(NamedTuple):
     events: Float64
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def count(clock: Clock, layer: int, field: int, value: float) -> None:
     """So much more of a field."""
     clock.by_layer[layer, field] += value
     clock.by_pass[clock.now[PASS], field] += value
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def note(clock: Clock, kind: int, began: float, layer: int, expert: int, ahead: float) -> None:  # noqa: PLR0917
-    """An event ends now, if it is wanted. What does not fit is only counted."""
-    now = clock.now
-    if not now[FIRST] <= now[PASS] <= now[LAST]:
-        return
-    if now[EVENTS] < len(clock.events):
-        row = clock.events[now[EVENTS]]
-        row[0], row[1], row[2], row[3] = kind, began, clock.dial[TIME], now[PASS]
-        row[4], row[5], row[6] = layer, expert, ahead
+    """An event ends now, if it is wanted."""
+    if clock.now[FIRST] <= clock.now[PASS] <= clock.now[LAST]:
+        _write(clock.events, clock.now, clock.dial, kind, began, layer, expert, ahead)
+
+
+@inner
+def _write(  # noqa: PLR0917
+    events: Float64, now: Int64, dial: Float64, kind: int, began: float, layer: int, expert: int, ahead: float
+) -> None:
+    """What does not fit is only counted."""
+    if now[EVENTS] < len(events):
+        at = now[EVENTS]
+        events[at, 0], events[at, 1], events[at, 2], events[at, 3] = kind, began, dial[TIME], now[PASS]
+        events[at, 4], events[at, 5], events[at, 6] = layer, expert, ahead
     now[EVENTS] += 1
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def ask(clock: Clock, slot: int, urgent: bool) -> None:
     """Read the slot's expert, as soon as its turn comes."""
     now, entry = clock.now, clock.slots[slot]
@@ -158,19 +163,19 @@ def ask(clock: Clock, slot: int, urgent: bool) -> None:
     clock.queue[now[QUEUE]] = slot
     now[QUEUE] += 1
     if urgent:
-        now[NEAREST] = _layer(clock, slot)
+        now[NEAREST] = entry[LAYER]
     _start(clock)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def promote(clock: Clock, slot: int) -> None:
     """Somebody waits for a read that was asked for: it overtakes all guesses."""
     clock.slots[slot, URGENT] = True
     if clock.slots[slot, STAGE] == QUEUED:
-        clock.now[NEAREST] = _layer(clock, slot)
+        clock.now[NEAREST] = clock.slots[slot, LAYER]
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def cancel(clock: Clock, slot: int) -> bool:
     """Call a read off. False if it had started, or none was asked for."""
     if clock.slots[slot, STAGE] in (PUT_OFF, DUE):
@@ -186,9 +191,19 @@ def cancel(clock: Clock, slot: int) -> bool:
     return True
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def work(clock: Clock, seconds: float) -> float:
     """The worker computes what takes it so long alone. Returns: how long it took."""
+    if clock.now[FLYING] > 0:
+        return _work_beside(clock, seconds)
+    began = clock.dial[TIME]
+    clock.dial[TIME] += seconds
+    return clock.dial[TIME] - began  # type: ignore[no-any-return]
+
+
+@inner
+def _work_beside(clock: Clock, seconds: float) -> float:
+    """While reads are under way."""
     began, left, slowed = clock.dial[TIME], seconds, clock.dial[WORK_SLOWED]
     while left > 0:
         soonest = _soonest(clock, clock.dial[READS_SLOWED])
@@ -204,7 +219,7 @@ def work(clock: Clock, seconds: float) -> float:
     return float(clock.dial[TIME] - began)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@inner
 def wait(clock: Clock, slot: int) -> float:
     """The worker waits until the read into a slot that is under way, or was asked for, has ended. Returns: seconds."""
     began = clock.dial[TIME]
@@ -214,21 +229,14 @@ def wait(clock: Clock, slot: int) -> float:
     return float(clock.dial[TIME] - began)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _layer(clock: Clock, slot: int) -> int:
-    return int(clock.slots[slot, KEY] // (len(clock.place) // len(clock.size)))
-
-
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _pace(clock: Clock, flight: int) -> float:
     """Seconds of a read under way, at the link's present load."""
-    key = int(clock.flying[flight, OF])
-    layer = key // (len(clock.place) // len(clock.size))
-    kind = clock.slots[int(clock.flying[flight, SLOT]), KIND]
-    return float(clock.pace[kind, layer, clock.now[FLYING] - 1])
+    kind, layer = np.uint32(clock.flying[flight, KIND]), np.uint32(clock.flying[flight, ON])
+    return clock.pace[kind, layer, np.uint32(clock.now[FLYING] - 1)]  # type: ignore[no-any-return]
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _soonest(clock: Clock, slowed: float) -> float:
     """Seconds until the next read ends, -1 = none is under way."""
     soonest = -1.0
@@ -239,7 +247,7 @@ def _soonest(clock: Clock, slowed: float) -> float:
     return soonest
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _advance(clock: Clock, seconds: float, slowed: float) -> None:
     """Time passes; no read ends before."""
     clock.dial[TIME] += seconds
@@ -247,7 +255,7 @@ def _advance(clock: Clock, seconds: float, slowed: float) -> None:
         clock.flying[i, LEFT] -= seconds / (_pace(clock, i) * slowed)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _finish(clock: Clock) -> None:
     """Reads that have nothing left are done; others take their places."""
     flying, now, i = clock.flying, clock.now, 0
@@ -255,45 +263,45 @@ def _finish(clock: Clock) -> None:
         if flying[i, LEFT] > EPSILON:
             i += 1
             continue
-        _land(clock, int(flying[i, SLOT]), int(flying[i, OF]), flying[i, BEGAN], flying[i, AHEAD])
+        _land(clock, int(flying[i, SLOT]), int(flying[i, OF]), int(flying[i, ON]), flying[i, BEGAN], flying[i, AHEAD])
         now[FLYING] -= 1
         for column in range(FLIGHT):
             flying[i, column] = flying[now[FLYING], column]
     _start(clock)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _land(clock: Clock, slot: int, key: int, began: float, ahead: float) -> None:
-    entry, experts = clock.slots[slot], len(clock.place) // len(clock.size)
-    stage = entry[STAGE]
-    entry[STAGE] = THERE if stage == READING else DUE if stage == PUT_OFF else NOTHING
-    note(clock, READ_EVENT, began, key // experts, key % experts, ahead)
+@pasted
+def _land(clock: Clock, slot: int, key: int, layer: int, began: float, ahead: float) -> None:  # noqa: PLR0917
+    stage = clock.slots[slot, STAGE]
+    clock.slots[slot, STAGE] = THERE if stage == READING else DUE if stage == PUT_OFF else NOTHING
+    note(clock, READ_EVENT, began, layer, key - layer * (len(clock.place) // len(clock.size)), ahead)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _start(clock: Clock) -> None:
     """Reads begin while there is room on the link; from here on they are charged."""
     now = clock.now
     while now[QUEUE] > 0 and now[FLYING] < len(clock.flying):
         slot = _take(clock, _first(clock))
-        entry, layer = clock.slots[slot], _layer(clock, slot)
-        entry[KIND] = _kind(clock, entry[KEY])
+        entry = clock.slots[slot]
+        layer, kind = entry[LAYER], _kind(clock, entry[KEY])
         count(clock, layer, READ, 1)
-        if entry[KIND] == DISK:
+        if kind == DISK:
             count(clock, layer, BYTES, clock.size[layer])
         else:
             count(clock, layer, FROM_HOST, 1)
         began, ahead = clock.dial[TIME], 1.0 - entry[URGENT]
         entry[STAGE] = READING
-        if clock.pace[entry[KIND], layer, 0] == 0:
-            _land(clock, slot, entry[KEY], began, ahead)
+        if clock.pace[kind, layer, 0] == 0:
+            _land(clock, slot, entry[KEY], layer, began, ahead)
             continue
         row = clock.flying[now[FLYING]]
-        row[SLOT], row[LEFT], row[BEGAN], row[AHEAD], row[OF] = slot, 1.0, began, ahead, entry[KEY]
+        row[SLOT], row[LEFT], row[BEGAN], row[AHEAD] = slot, 1.0, began, ahead
+        row[OF], row[ON], row[KIND] = entry[KEY], layer, kind
         now[FLYING] += 1
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _kind(clock: Clock, key: int) -> int:
     """Where a key is read from as its read begins; what comes from the disk stays in its place in host memory."""
     if clock.now[SOURCE] != BEHIND_HOST:
@@ -307,20 +315,20 @@ def _kind(clock: Clock, key: int) -> int:
     return DISK
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _first(clock: Clock) -> int:
     """The place in the queue whose turn it is."""
     now, layers = clock.now, len(clock.size)
     best, least, earliest = 0, layers + 2, np.int64(0)
     for i in range(now[QUEUE]):
         entry = clock.slots[clock.queue[i]]
-        ahead = 0 if entry[URGENT] else 1 + (_layer(clock, clock.queue[i]) - now[NEAREST]) % layers
+        ahead = 0 if entry[URGENT] else 1 + (entry[LAYER] - now[NEAREST]) % layers
         if ahead < least or (ahead == least and entry[NUMBER] < earliest):
             best, least, earliest = i, ahead, entry[NUMBER]
     return best
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _take(clock: Clock, place: int) -> int:
     """Out of the queue."""
     slot = clock.queue[place]

@@ -2,16 +2,14 @@
 nothing.
 
 It does what `foregate.runtime.fetch.Fetch` does, with the clock's link in place of a reader. The two have to stay the
-same; tests compare them. Compiled without counting references to arrays (`_nrt`), which took half of the time.
+same; tests compare them.
 """
 
-from numba import njit
-
+from foregate.memory.compiled import inner, pasted
 from foregate.memory.core import begin, demand
 from foregate.memory.predicted import Forecast
 from foregate.memory.state import EVICTED, HIT, KEY_IN, SLOT, SLOT_IN, State
 from foregate.simulation.clock import (
-    BEHIND_HOST,
     DEMANDED,
     DROPPED,
     DUE,
@@ -21,6 +19,7 @@ from foregate.simulation.clock import (
     KEY,
     LATE,
     LATER,
+    LAYER,
     LEAVING,
     MISSED,
     MOVES,
@@ -31,7 +30,6 @@ from foregate.simulation.clock import (
     READING,
     RESIDENT,
     RUNNING,
-    SOURCE,
     STAGE,
     THERE,
     TIME,
@@ -45,12 +43,14 @@ from foregate.simulation.clock import (
     wait,
 )
 
+Host = tuple[State, Forecast | None]
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def issue(clock: Clock, host: tuple[State, Forecast | None], state: State, reads: int, layer: int, ahead: bool) -> None:  # noqa: PLR0917
+
+@pasted
+def issue(clock: Clock, host: Host | None, state: State, reads: int, layer: int, ahead: bool) -> None:  # noqa: PLR0917
     """Start the reads on the planner's desk; those into a slot that is still written to start once it is not.
 
-    host   the planner of the host's memory; used where the clock says so
+    host   the planner of the host's memory, if it has one between disk and device
     layer  whose experts they are, read `ahead` or on demand
     """
     _note_moves(clock, state, reads, ahead)
@@ -59,7 +59,7 @@ def issue(clock: Clock, host: tuple[State, Forecast | None], state: State, reads
     for r in range(reads):
         slot = desk[SLOT_IN, r]
         _forget(clock, slot)
-        slots[slot, KEY] = desk[KEY_IN, r]
+        slots[slot, KEY], slots[slot, LAYER] = desk[KEY_IN, r], layer
         _submit(clock, host, slot, not ahead)
     if ahead:
         for r in range(reads):
@@ -67,8 +67,8 @@ def issue(clock: Clock, host: tuple[State, Forecast | None], state: State, reads
         count(clock, layer, GUESSED, reads)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def require(clock: Clock, host: tuple[State, Forecast | None], state: State, served: int, layer: int) -> None:
+@pasted
+def require(clock: Clock, host: Host | None, state: State, served: int, layer: int) -> None:
     """The running layer needs what the planner's desk says was served: it is counted, and urgent where not there."""
     desk, slots = state.desk, clock.slots
     resident, in_time, late = 0, 0, 0
@@ -91,7 +91,7 @@ def require(clock: Clock, host: tuple[State, Forecast | None], state: State, ser
     count(clock, layer, MISSED, served - resident - in_time - late)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def passed(clock: Clock, layer: int) -> None:
     """Guesses for this layer that were not demanded are stale: those that never started are dropped."""
     i = 0
@@ -101,9 +101,15 @@ def passed(clock: Clock, layer: int) -> None:
         _drop(clock, clock.later[j], layer)
 
 
-@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
-def resume(clock: Clock, host: tuple[State, Forecast | None]) -> None:
+@pasted
+def resume(clock: Clock, host: Host | None) -> None:
     """Reads that were put off start where nothing is written any more."""
+    if clock.now[LATER] > 0:
+        _resume(clock, host)
+
+
+@inner
+def _resume(clock: Clock, host: Host | None) -> None:
     kept = 0
     for i in range(clock.now[LATER]):
         slot = clock.later[i]
@@ -115,8 +121,8 @@ def resume(clock: Clock, host: tuple[State, Forecast | None]) -> None:
     clock.now[LATER] = kept
 
 
-@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
-def arrive(clock: Clock, host: tuple[State, Forecast | None], slot: int) -> float:
+@pasted
+def arrive(clock: Clock, host: Host | None, slot: int) -> float:
     """The worker waits until the bytes of the slot's expert are there. Returns: seconds."""
     began = clock.dial[TIME]
     if clock.slots[slot, STAGE] in (NOTHING, LEAVING, PUT_OFF, DUE):
@@ -127,18 +133,18 @@ def arrive(clock: Clock, host: tuple[State, Forecast | None], slot: int) -> floa
     return float(clock.dial[TIME] - began)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@inner
 def _drop(clock: Clock, slot: int, layer: int) -> bool:
     """Whether the slot's was a guess for the layer, that had not started and now never will."""
     entry = clock.slots[slot]
-    if not entry[GUESS] or entry[KEY] // (len(clock.place) // len(clock.size)) != layer or not cancel(clock, slot):
+    if not entry[GUESS] or entry[LAYER] != layer or not cancel(clock, slot):
         return False
     entry[GUESS] = False
     count(clock, layer, DROPPED, 1)
     return True
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _forget(clock: Clock, slot: int) -> None:
     """The slot's expert is evicted: its read is called off where that is still possible."""
     entry = clock.slots[slot]
@@ -147,30 +153,27 @@ def _forget(clock: Clock, slot: int) -> None:
         entry[STAGE] = LEAVING if stage == READING else NOTHING
     if entry[GUESS]:
         entry[GUESS] = False
-        layer = entry[KEY] // (len(clock.place) // len(clock.size))
-        count(clock, layer, WASTED if stage in (READING, THERE) else DROPPED, 1)
+        count(clock, entry[LAYER], WASTED if stage in (READING, THERE) else DROPPED, 1)
 
 
-@njit(cache=True, _nrt=True)  # type: ignore[untyped-decorator]
-def _submit(clock: Clock, host: tuple[State, Forecast | None], slot: int, urgent: bool) -> None:
+@inner
+def _submit(clock: Clock, host: Host | None, slot: int, urgent: bool) -> None:
     """Ask for the slot's expert, now or once nothing is written there."""
     entry = clock.slots[slot]
     if entry[STAGE] in (LEAVING, PUT_OFF):
         entry[STAGE], entry[URGENT] = PUT_OFF, urgent
         _put_off(clock, slot)
         return
-    if clock.now[SOURCE] == BEHIND_HOST:
+    if host is not None:
         planner, forecast = host
-        key = clock.slots[slot, KEY]
-        layers = planner.chance.shape[0]
-        experts = len(clock.place) // layers
-        planner.desk[SLOT, 0] = key % experts
+        layer = int(entry[LAYER])
+        planner.promised[0] = entry[KEY] - layer * planner.chance.shape[1]  # nothing is promised there
         begin(planner, forecast, False)
-        demand(planner, forecast, key // experts, planner.desk[SLOT, :1].copy(), planner.lock[:0])
+        demand(planner, forecast, layer, planner.promised[:1], planner.lock[:0])
     ask(clock, slot, urgent)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _put_off(clock: Clock, slot: int) -> None:
     now = clock.now
     for i in range(now[LATER]):
@@ -180,7 +183,7 @@ def _put_off(clock: Clock, slot: int) -> None:
     now[LATER] += 1
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@pasted
 def _note_moves(clock: Clock, state: State, reads: int, ahead: bool) -> None:
     """Rows: pass * layers + running layer (the first before it runs, too), key, slot, evicted, ahead."""
     now, desk = clock.now, state.desk

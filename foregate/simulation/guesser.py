@@ -12,10 +12,13 @@ from foregate.components import build
 from foregate.errors import ChoiceError
 from foregate.evaluation import predict_us
 from foregate.hardware.profile import Profile
+from foregate.memory.eviction import eviction
+from foregate.memory.predicted import Predicted, UInt16
 from foregate.predictors import PREDICTORS
 from foregate.predictors.base import Predictor
 from foregate.predictors.storage import load
 from foregate.simulation.chances import chances_of, oracle_chances
+from foregate.simulation.foresight import foresee
 from foregate.simulation.passes import Passes, passes_of
 from foregate.simulation.shapes import ModelShape
 from foregate.simulation.simulate import simulate
@@ -83,6 +86,7 @@ class Guesser:
     horizon: int
     _fitted: Predictor | None = field(default=None, init=False)
     _said: dict[int | None, tuple[Passes, Said | None]] = field(default_factory=dict, init=False)
+    _foreseen: dict[tuple[str, int | None], UInt16 | None] = field(default_factory=dict, init=False)
 
     def run(
         self, strategy: Strategy, slots: int, batch: int | None, window: range | None = None
@@ -108,6 +112,7 @@ class Guesser:
             host_slots=stage.host_slots,
             look_seconds=look * sequences,
             usage=stage.usage() if strategy.evict == "static" else None,
+            foreseen=self.foreseen(strategy.evict, batch),
             window=window,
         )
         return timeline, look
@@ -130,6 +135,15 @@ class Guesser:
             passes = passes_of(self.stage.test, as_decode=self.stage.as_decode, batch=batch)
             self._said[batch] = passes, self._asked(passes)
         return self._said[batch]
+
+    def foreseen(self, evict: str, batch: int | None) -> UInt16 | None:
+        """What `predicted` eviction thinks as the passes run; None for another eviction."""
+        kind, key = eviction(evict), (evict, batch)
+        if not isinstance(kind, Predicted):
+            return None
+        if key not in self._foreseen:
+            self._foreseen[key] = foresee(self.said(batch)[0], kind)
+        return self._foreseen[key]
 
     def _asked(self, passes: Passes) -> Said | None:
         if self.text is None:

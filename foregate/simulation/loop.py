@@ -6,11 +6,9 @@ compute what is there while the rest arrives. Predictors that read the residual 
 
 from typing import NamedTuple
 
-import numpy as np
-from numba import njit
-
 from foregate.arrays import Bool, Float32, Float64, Int32, Int64
-from foregate.memory.core import asks, begin, demand, expect, speculate
+from foregate.memory import core
+from foregate.memory.compiled import entry, paste, pasted
 from foregate.memory.predicted import Forecast
 from foregate.memory.state import EXPERT, REST, SLOT, State
 from foregate.simulation.clock import (
@@ -34,9 +32,7 @@ from foregate.simulation.clock import (
     note,
     work,
 )
-from foregate.simulation.contents import arrive, issue, passed, require, resume
-
-Host = tuple[State, Forecast | None]
+from foregate.simulation.contents import Host, arrive, issue, passed, require, resume
 
 
 class Course(NamedTuple):
@@ -50,6 +46,11 @@ class Course(NamedTuple):
     dense     [L, R + 1]    of the rest of a layer, by tokens of the pass
     around    [R + 1]       of a pass beside its layers
     look      [R + 1]       of an answer about one layer
+    waves     [2, 2, E]     room: this wave's and the next one's slots and experts
+    rest      [E]           room: who is left for the next wave
+    many      [E]           room: `tokens` by expert
+    uses      [E]           room: `future` by expert
+    asked     [E]           room: the same of who is demanded
     """
 
     starts: Int64
@@ -64,89 +65,104 @@ class Course(NamedTuple):
     dense: Float64
     around: Float64
     look: Float64
+    waves: Int32
+    rest: Int32
+    many: Int32
+    uses: Int64
+    asked: Int64
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def run(state: State, forecast: Forecast | None, host: Host, clock: Clock, course: Course, ends: Float64) -> None:  # noqa: PLR0917
+# Taken in whole: nearly all arrays are theirs.
+begin, demand, expect, speculate = paste(core.begin), paste(core.demand), paste(core.expect), paste(core.speculate)
+
+
+@entry
+def run(  # noqa: PLR0917
+    state: State, forecast: Forecast | None, host: Host | None, clock: Clock, course: Course, ends: Float64
+) -> None:
     """All passes; `ends` [P] is filled with the time at which each has ended."""
-    L, E = state.chance.shape
-    waves = np.empty((2, 2, E), np.int32)  # this wave's and the next one's: slots, experts
-    tokens = np.zeros(E, np.int32)
-    future = np.zeros(E, np.int64)
+    L = len(state.known)
     for p in range(len(course.rows)):
         clock.now[PASS], clock.now[RUNNING] = p, -1
         begin(state, forecast, course.fresh[p])
-        if not course.entered:
-            _look(state, forecast, host, clock, course, -1)
-        for layer in range(L):
-            if course.entered:
-                _look(state, forecast, host, clock, course, layer - 1)
-            began = clock.dial[TIME]
-            count(clock, layer, DENSE, work(clock, course.dense[layer, course.rows[p]]))
-            note(clock, DENSE_EVENT, began, layer, -1, 0.0)
-            first, last = course.starts[p * L + layer], course.starts[p * L + layer + 1]
-            if first == last:
-                continue
-            for i in range(first, last):
-                tokens[course.experts[i]] = course.tokens[i]
-                if len(course.future) > 0:
-                    future[course.experts[i]] = course.future[i]
-            _layer(state, forecast, host, clock, course, layer, course.experts[first:last], waves, tokens, future)
+        for layer in range(-1, L):  # before the first layer there is only something to look at
+            first, last = 0, 0
+            if layer >= 0:
+                began = clock.dial[TIME]
+                count(clock, layer, DENSE, work(clock, course.dense[layer, course.rows[p]]))
+                note(clock, DENSE_EVENT, began, layer, -1, 0.0)
+                first, last = course.starts[p * L + layer], course.starts[p * L + layer + 1]
+            _layer(state, forecast, host, clock, course, layer, first, last)
         work(clock, course.around[course.rows[p]])
         ends[p] = clock.dial[TIME]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
 def _layer(  # noqa: PLR0917
     state: State,
     forecast: Forecast | None,
-    host: Host,
+    host: Host | None,
     clock: Clock,
     course: Course,
     layer: int,
-    wanted: Int32,
-    waves: Int32,
-    tokens: Int32,
-    future: Int64,
+    first: int,
+    last: int,
 ) -> None:
-    """One mixture layer's turn, as `foregate.runtime.runner.Runner.run` takes it."""
-    clock.now[RUNNING] = layer
-    served = _demand(state, forecast, host, clock, course, layer, wanted, waves[0], future)
-    passed(clock, layer)
-    rest, which = len(wanted) - served, 0
-    if rest == 0 and not course.entered:
-        _look(state, forecast, host, clock, course, layer)
-    while rest > 0:
-        left = state.desk[REST, :rest].copy()
-        later = _demand(state, forecast, host, clock, course, layer, left, waves[1 - which], future)
-        rest -= later
-        if rest == 0 and not course.entered:
-            _look(state, forecast, host, clock, course, layer)
-        _compute(clock, host, layer, waves[which], served, tokens, course.expert)
+    """One mixture layer's turn, as `foregate.runtime.runner.Runner.run` takes it, and what is asked before the next.
+
+    A wave is computed while the next one is read. Whoever reads the residual stream is asked after that, others before.
+    """
+    if last > first:
+        clock.now[RUNNING] = layer
+        _carry(course, first, last)
+    rest, served, which = last - first, 0, 0
+    wanted = course.experts[first:last]
+    asking = course.entered or layer < 0 or rest > 0
+    while asking or rest > 0 or served > 0:
+        later = 0
+        if rest > 0:
+            later = _demand(state, forecast, host, clock, course, layer, wanted, course.waves[1 - which])
+            if served == 0:
+                passed(clock, layer)
+            rest -= later
+            for i in range(rest):
+                course.rest[i] = state.desk[REST, i]
+            wanted = course.rest[:rest]
+        for step in range(2):
+            if course.entered == (step == 0):
+                _compute(clock, host, course, layer, course.waves[which], served)
+            elif asking and rest == 0 and (later == 0 or not course.entered):
+                _look(state, forecast, host, clock, course, layer)
+                asking = False
         which, served = 1 - which, later
-    _compute(clock, host, layer, waves[which], served, tokens, course.expert)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@pasted
+def _carry(course: Course, first: int, last: int) -> None:
+    """What is known of each demanded expert, by its id."""
+    for i in range(first, last):
+        course.many[course.experts[i]] = course.tokens[i]
+    if len(course.future) > 0:
+        for i in range(first, last):
+            course.uses[course.experts[i]] = course.future[i]
+
+
+@pasted
 def _demand(  # noqa: PLR0917
     state: State,
     forecast: Forecast | None,
-    host: Host,
+    host: Host | None,
     clock: Clock,
     course: Course,
     layer: int,
     wanted: Int32,
     wave: Int32,
-    future: Int64,
 ) -> int:
     """Returns: how many are in the wave; the rest is on the desk."""
-    if len(course.future) > 0:
-        uses = np.empty(len(wanted), np.int64)
-        for i in range(len(wanted)):
-            uses[i] = future[wanted[i]]
-    else:
-        uses = course.future
-    served, reads = demand(state, forecast, layer, wanted, uses)
+    known = len(wanted) if len(course.future) > 0 else 0
+    for i in range(known):
+        course.asked[i] = course.uses[wanted[i]]
+    served, reads = demand(state, forecast, layer, wanted, course.asked[:known])
     for i in range(served):
         wave[0, i], wave[1, i] = state.desk[SLOT, i], state.desk[EXPERT, i]
     issue(clock, host, state, reads, layer, False)
@@ -154,12 +170,12 @@ def _demand(  # noqa: PLR0917
     return served
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _look(state: State, forecast: Forecast | None, host: Host, clock: Clock, course: Course, layer: int) -> None:  # noqa: PLR0917
+@pasted
+def _look(state: State, forecast: Forecast | None, host: Host | None, clock: Clock, course: Course, layer: int) -> None:  # noqa: PLR0917
     """Ask about the layers that follow, then read ahead for them, the nearest first."""
     p, L = clock.now[PASS], len(state.known)
     last = min(layer + course.chance.shape[2], L - 1)
-    if last <= layer or not asks(state):
+    if last <= layer or not core.asks(state):
         return
     began = clock.dial[TIME]
     count(clock, max(layer, 0), PREDICTOR, work(clock, course.look[course.rows[p]] * (last - layer)))
@@ -172,12 +188,10 @@ def _look(state: State, forecast: Forecast | None, host: Host, clock: Clock, cou
             issue(clock, host, state, reads, target, True)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _compute(  # noqa: PLR0917
-    clock: Clock, host: Host, layer: int, wave: Int32, served: int, tokens: Int32, expert: Float64
-) -> None:
+@pasted
+def _compute(clock: Clock, host: Host | None, course: Course, layer: int, wave: Int32, served: int) -> None:  # noqa: PLR0917
     """Each expert of a wave, those that are there first."""
-    waiting = served
+    waiting, tokens, expert = served, course.many, course.expert
     while waiting > 0:
         resume(clock, host)
         ready, seconds, kept = 0, 0.0, 0

@@ -14,12 +14,14 @@ from foregate.memory.assemble import assemble
 from foregate.memory.counts import Counts
 from foregate.memory.eviction import eviction as eviction_of
 from foregate.memory.interface import BELADY, Eviction, Prefetch
+from foregate.memory.predicted import UInt16
 from foregate.memory.prefetch import Budget
 from foregate.memory.prefetch import prefetch as prefetch_of
 from foregate.memory.state import State
 from foregate.simulation import clock as at
+from foregate.simulation.contents import Host
 from foregate.simulation.costs import THREADS, Costs
-from foregate.simulation.loop import Course, Host, run
+from foregate.simulation.loop import Course, run
 from foregate.simulation.pace import pace_of
 from foregate.simulation.passes import Passes
 from foregate.simulation.shapes import ModelShape
@@ -57,6 +59,7 @@ def simulate(  # noqa: PLR0917
     threads: int = THREADS,
     look_seconds: float | None = None,
     usage: Int | None = None,
+    foreseen: UInt16 | None = None,
     transfers: bool = False,
     window: range | None = None,
 ) -> Timeline:
@@ -70,6 +73,7 @@ def simulate(  # noqa: PLR0917
     threads       that read
     look_seconds  an answer about one layer; None: the profile's time of a predictor, or nothing where it has none
     usage         [L, E] how often each expert was used, for the eviction "static"
+    foreseen      for `predicted`: what it will think, see `foresight.py`; None: it is computed as the run goes on
     transfers     note every transfer
     window        of passes whose events are noted
 
@@ -90,7 +94,9 @@ def simulate(  # noqa: PLR0917
         options["look_seconds"] = float(costs.look[1])
     kind = eviction_of(eviction) if isinstance(eviction, str) else eviction
     setting = Setting(slots, kind, ahead, host_slots, options)
-    return play(passes, costs, setting, chances=chances, entered=entered, transfers=transfers, window=window)
+    return play(
+        passes, costs, setting, chances=chances, entered=entered, foreseen=foreseen, transfers=transfers, window=window
+    )
 
 
 def play(
@@ -100,6 +106,7 @@ def play(
     *,
     chances: Float32 | None = None,
     entered: bool = False,
+    foreseen: UInt16 | None = None,
     transfers: bool = False,
     window: range | None = None,
 ) -> Timeline:
@@ -117,7 +124,7 @@ def play(
     seen = window or range(0)
     room = (0, 0)
     while True:
-        state, clock, ends = _run(passes, costs, setting, course, room, seen)
+        state, clock, ends = _run(passes, costs, setting, course, room, seen, foreseen)
         found = (int(clock.now[at.MOVES]) if transfers else 0, int(clock.now[at.EVENTS]))
         if found == room:
             break
@@ -137,12 +144,20 @@ def play(
 
 
 def _run(  # noqa: PLR0917
-    passes: Passes, costs: Costs, setting: Setting, course: Course, room: tuple[int, int], window: range
+    passes: Passes,
+    costs: Costs,
+    setting: Setting,
+    course: Course,
+    room: tuple[int, int],
+    window: range,
+    foreseen: UInt16 | None,
 ) -> tuple[State, at.Clock, Float64]:
     L, E = passes.layers, passes.num_experts
-    state, forecast = assemble(L, E, setting.slots, setting.evict, setting.ahead, top_k=passes.top_k, **setting.options)
+    horizon = len(passes) * L if setting.evict.needs_future else 0
+    options = {"top_k": passes.top_k, "horizon": horizon, "foreseen": foreseen, **setting.options}
+    state, forecast = assemble(L, E, setting.slots, setting.evict, setting.ahead, **options)
     host = _host(L, E, setting)
-    clock = _clock(passes, costs, len(state.key_of), setting, host[0], room, window)
+    clock = _clock(passes, costs, len(state.key_of), setting, host[0] if host else None, room, window)
     ends = np.zeros(len(passes))
     run(state, forecast, host, clock, course, ends)
     return state, clock, ends
@@ -164,20 +179,25 @@ def _course(passes: Passes, costs: Costs, setting: Setting, said: Float32, enter
         np.ascontiguousarray(np.broadcast_to(costs.dense, (L, costs.dense.shape[1]))),
         costs.around,
         costs.look,
+        waves=np.zeros((2, 2, passes.num_experts), np.int32),
+        rest=np.zeros(passes.num_experts, np.int32),
+        many=np.zeros(passes.num_experts, np.int32),
+        uses=np.zeros(passes.num_experts, np.int64),
+        asked=np.zeros(passes.num_experts, np.int64),
     )
 
 
-def _host(L: int, E: int, setting: Setting) -> Host:
-    """The planner of the host's memory, as `foregate.runtime.tiers` has it; one of nothing where there is none."""
+def _host(L: int, E: int, setting: Setting) -> Host | None:
+    """The planner of the host's memory, as `foregate.runtime.tiers` has it; None where there is none."""
     if not setting.host_slots:
-        return assemble(1, 1, 2)
+        return None
     if setting.evict.code == BELADY:
         raise ChoiceError("belady cannot decide what stays in host memory; leave host memory out, or give all of it")
     return assemble(L, E, setting.host_slots, setting.evict, profile=setting.options.get("profile"))
 
 
 def _clock(  # noqa: PLR0917
-    passes: Passes, costs: Costs, slots: int, setting: Setting, host: State, room: tuple[int, int], window: range
+    passes: Passes, costs: Costs, slots: int, setting: Setting, host: State | None, room: tuple[int, int], window: range
 ) -> at.Clock:
     L, E = passes.layers, passes.num_experts
     fields = len(at.FIELDS)
@@ -199,8 +219,8 @@ def _clock(  # noqa: PLR0917
         dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.waking]),
         by_layer=np.zeros((L, fields)),
         by_pass=np.zeros((len(passes), fields)),
-        place=host.slot_of if setting.host_slots else np.full(L * E, -1, np.int32),
-        holds=np.full(len(host.key_of), -1, np.int32),
+        place=host.slot_of if host else np.full(L * E, -1, np.int32),
+        holds=np.full(len(host.key_of) if host else 0, -1, np.int32),
         moves=np.zeros((room[0], 5), np.int32),
         events=np.zeros((room[1], 7)),
     )
