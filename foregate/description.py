@@ -15,6 +15,7 @@ from foregate.reuse import hit_rates, median_distance, reuse_histogram
 from foregate.spec import MoESpec
 from foregate.splits import duplicate_prompts
 from foregate.traces.schema import Provenance, Trace
+from foregate.usage import Usage, expert_counts, load_entropy
 
 DEFINITIONS = {
     "counts": "tokens of the layer that used the expert",
@@ -76,10 +77,14 @@ class Description:
     reuse: Int64
 
     @property
+    def usage(self) -> Usage:
+        """The counts alone."""
+        return Usage(self.spec.layer_ids, self.counts, self.spec.model)
+
+    @property
     def entropy_share(self) -> Float64:
         """[L] entropy as a share of the most there could be, log2(E)."""
-        share: Float64 = self.entropy / max(np.log2(self.spec.num_experts), 1e-12)
-        return share
+        return self.usage.entropy_share
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -93,12 +98,11 @@ class Description:
 
     def never_used(self, layer: int) -> list[int]:
         """Experts of a layer that no token used."""
-        return [int(e) for e in np.flatnonzero(self.counts[layer] == 0)]
+        return self.usage.never_used(layer)
 
     def top_experts(self, layer: int, most: int) -> list[tuple[int, float]]:
         """The most used experts of a layer, with their share of its uses."""
-        loads = self.counts[layer] / max(int(self.counts[layer].sum()), 1)
-        return [(int(e), float(loads[e])) for e in np.argsort(-loads, kind="stable")[:most] if loads[e] > 0]
+        return self.usage.top_experts(layer, most)
 
     def trust(self) -> str:
         """What the recording's self-check says, as a phrase."""
@@ -190,20 +194,6 @@ def describe(trace: Trace) -> Description:
         chance=chance_information(experts, spec.num_experts),
         reuse=reuse_histogram(experts[order], spec.num_experts),
     )
-
-
-def expert_counts(trace: Trace) -> Int64:
-    """[L, E] how many tokens used each expert."""
-    experts = trace.experts
-    counts = [np.bincount(layer[layer >= 0], minlength=trace.spec.num_experts) for layer in experts.swapaxes(0, 1)]
-    return np.stack(counts).astype(np.int64)
-
-
-def load_entropy(counts: Int64) -> Float64:
-    """[L] bits of the distribution of a layer's uses over its experts; 0 for a layer without any."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    bits: Float64 = -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1)
-    return np.abs(bits)  # -0.0 reads badly
 
 
 def _datasets(trace: Trace) -> tuple[Dataset, ...]:

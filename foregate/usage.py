@@ -6,7 +6,6 @@ from typing import Any, final
 import numpy as np
 
 from foregate.arrays import Float64, Int64
-from foregate.description import expert_counts, load_entropy
 from foregate.moments import moments_of
 from foregate.traces.schema import Trace
 
@@ -97,3 +96,17 @@ class Usage:
 def usage_of(trace: Trace) -> Usage:
     """The counts of a trace: every routed expert of every token once; absent experts count for nothing."""
     return Usage(trace.spec.layer_ids, expert_counts(trace), trace.spec.model)
+
+
+def expert_counts(trace: Trace) -> Int64:
+    """[L, E] how many tokens used each expert."""
+    experts = trace.experts
+    counts = [np.bincount(layer[layer >= 0], minlength=trace.spec.num_experts) for layer in experts.swapaxes(0, 1)]
+    return np.stack(counts).astype(np.int64)
+
+
+def load_entropy(counts: Int64) -> Float64:
+    """[L] bits of the distribution of a layer's uses over its experts; 0 for a layer without any."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    bits: Float64 = -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1)
+    return np.abs(bits)  # -0.0 reads badly

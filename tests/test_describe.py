@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from foregate.cli import app
 from foregate.cooccurrence import chance_information, mutual_information, transitions
-from foregate.description import describe, load_entropy
+from foregate.description import describe
 from foregate.reuse import hit_rates, median_distance, reuse_histogram
 from foregate.spec import MoESpec
 from foregate.traces.schema import Prompt, Provenance, Trace
 from foregate.traces.storage import write_trace
+from foregate.usage import load_entropy
 
 
 def tiny(experts: list[list[list[int]]], num_experts: int = 4, **changes: object) -> Trace:

@@ -21,7 +21,7 @@ ORDER = [
     {"splits", "history"},
     {"predictors"},
     {"memory"},
-    {"evaluation", "description"},
+    {"evaluation", "description", "usage", "moments"},
 ]
 HEAVY = {
     "torch",
