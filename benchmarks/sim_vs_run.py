@@ -3,9 +3,10 @@ is simulated with this machine's profile; tokens a second are compared.
 
 Settings take turns, prompt by prompt, each cold; the machine is profiled anew before each prompt, on the model's own
 files, and medians are taken. Reads are timed through the store that the runtime reads with, whose copies are part of
-what a read takes; so is what reading and computing cost each other. Single reads are timed again before and after each
-run, and the run is simulated with the mean of the two: the speed of a shared disk changes within minutes. What was
-measured is kept in a folder, routing and profiles too: a run that was stopped goes on, and `--rounds 0` only simulates.
+what a read takes; so is what reading and computing cost each other. The speed of a shared disk changes within seconds:
+after each token the clock stops for reads of random experts, one alone and two at once, and the run is simulated with
+the means of these. What was measured is kept in a folder, routing and profiles too: a run that was stopped goes on, and
+`--rounds 0` only simulates.
 
 Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE --work VALIDATION
 """
@@ -30,7 +31,7 @@ import transformers
 
 import foregate
 from foregate.hardware import compute, storage
-from foregate.hardware.measure import IDLE, QUICK
+from foregate.hardware.measure import QUICK, after_idle
 from foregate.hardware.measure import measure as profile_machine
 from foregate.hardware.profile import Profile, Timing
 from foregate.hardware.sampling import repeat, timing
@@ -55,9 +56,21 @@ SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
 THREADS = 2  # that read
 GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2", "budget:1GiB")]
 MORE = [("s3fifo", "threshold:0.5"), ("arc", "none")]
-PROBE = 1.0  # seconds that reads are timed for before and after each run, one and two under way
+CHOSEN = np.random.default_rng(0)  # whose turn it is to be read
+PROBES = 2  # after each token: a read alone and two at once, so many times
+PAIRS = 8  # of reads that begin together, in a profile
+BUFFERS: dict[tuple[int, int], Any] = {}  # by thread and size; their pages exist after the first read
 OVERLAP = 1.5  # seconds that each side of the overlap is measured for
-STORED = ("read", "work-alone", "work-beside-reads", "work-after-idle", "read-alone", "read-beside-work")
+STORED = (
+    "read",
+    "first-of-two",
+    "last-of-two",
+    "work-alone",
+    "work-beside-reads",
+    "work-after-idle",
+    "read-alone",
+    "read-beside-work",
+)
 
 
 @dataclass(frozen=True)
@@ -84,24 +97,34 @@ class Block:
     rate    decoded tokens a second, the first few left out
     counts  Engine.stats
     load    of the machine, over the last minute
-    reads   seconds of a read by how many are under way, before and after
+    reads   seconds of a read alone, of the first and of the last of two, after each token that counts
     """
 
     rate: float
     counts: dict[str, Any]
     load: float
-    reads: tuple[tuple[float, ...], tuple[float, ...]]
+    reads: tuple[tuple[float, ...], ...]
 
 
 class Watch:
-    """A streamer for `generate`: notes when each token was written."""
+    """A streamer for `generate`: notes when each token was written, and stops its clock to time reads.
 
-    def __init__(self) -> None:
+    work  computes for a few milliseconds: processors that idled while they read are slow to begin
+    """
+
+    def __init__(self, store: CheckpointStore, work: Callable[[], object]) -> None:
         self.marks: list[float] = []
+        self.reads: list[tuple[float, ...]] = []
+        self._store, self._work, self._paused = store, work, 0.0
 
     def put(self, value: Any) -> None:
         """The prompt, then a token."""
-        self.marks.append(time.perf_counter())
+        began = time.perf_counter()
+        self.marks.append(began - self._paused)
+        if len(self.marks) > 1 + SKIPPED:
+            self.reads += [(*_read(self._store, 1, 0.0), *began_together(self._store)) for _ in range(PROBES)]
+            self._work()
+        self._paused += time.perf_counter() - began
 
     def end(self) -> None:
         """All is written."""
@@ -149,36 +172,38 @@ def through_store(store: CheckpointStore, given: compute.Outline, seconds: float
     stop.set()
     reader.join()
     rows = {"work-alone": alone, "work-beside-reads": slowed, "read-alone": read_alone, "read-beside-work": beside}
-    late: list[float] = []
-    while sum(late) < OVERLAP / 4:
-        time.sleep(IDLE)
-        late += repeat(work, 0.0)
-    rows["work-after-idle"] = late
+    rows["work-after-idle"] = after_idle(work, 2 * OVERLAP)
+    for _ in range(PAIRS):
+        first, last = began_together(store)
+        rows.setdefault("first-of-two", []).append(first)
+        rows.setdefault("last-of-two", []).append(last)
     # Means, not medians: what takes long now and then is part of what a run takes.
     return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
 
 
-def probed(store: CheckpointStore) -> tuple[float, ...]:
-    """Mean seconds of a read now, by how many are under way."""
-    return tuple(float(np.mean(_read(store, depth, PROBE))) for depth in range(1, THREADS + 1))
+def began_together(store: CheckpointStore) -> tuple[float, float]:
+    """Seconds until the first of two reads that began together is there, and until both are."""
+    first, last = sorted(_read(store, 2, 0.0))
+    return first, last
 
 
 def _read(store: CheckpointStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
-    """Seconds of single reads of random experts."""
+    """Seconds of single reads of random experts, at least one by each thread."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     stop = stop or threading.Event()
 
-    def go(seed: int) -> None:
-        chosen = np.random.default_rng(seed)
-        buffer = aligned(store.layout.slot_bytes)
-        store.read_into(0, 0, buffer)  # its pages exist before the clock runs
-        while time.perf_counter() < end and not stop.is_set():
+    def go(number: int) -> None:
+        buffer = BUFFERS.setdefault((number, store.layout.slot_bytes), aligned(store.layout.slot_bytes))
+        while True:
+            layer, expert = int(CHOSEN.integers(store.num_layers)), int(CHOSEN.integers(store.num_experts))
             began = time.perf_counter()
-            store.read_into(int(chosen.integers(store.num_layers)), int(chosen.integers(store.num_experts)), buffer)
+            store.read_into(layer, expert, buffer)
             times.append(time.perf_counter() - began)
+            if time.perf_counter() >= end or stop.is_set():
+                break
 
-    runners = [threading.Thread(target=go, args=(i + int(time.time()),)) for i in range(threads)]
+    runners = [threading.Thread(target=go, args=(i,)) for i in range(threads)]
     for runner in runners:
         runner.start()
     for runner in runners:
@@ -192,6 +217,18 @@ def profiled(folder: Path, predictor: Path, store: CheckpointStore, given: compu
     profile = profile_machine(folder, model=str(folder), predictor=predictor, effort=effort)
     kept = tuple(t for t in profile.timings if t.kind not in STORED)
     return replace(profile, timings=(*kept, *through_store(store, given, 1.5)))
+
+
+def reading(profile: Profile, size: int, alone: float, first: float, last: float) -> Profile:
+    """The profile with the disk's present speed, from reads alone and in pairs. Two at once take what they would if the
+    link served them alike.
+    """
+    kept = tuple(t for t in profile.timings if t.kind not in ("read", "first-of-two", "last-of-two"))
+    pair = [timing("first-of-two", size, [[first]], at_once=2), timing("last-of-two", size, [[last]], at_once=2)]
+    single = timing("read", size, [[alone]])
+    uneven = replace(profile, timings=(single, *pair)).uneven
+    both = timing("read", size, [[first * (1 + uneven)]], at_once=2)
+    return replace(profile, timings=(*kept, single, both, *pair))
 
 
 def merged(profiles: list[Profile]) -> Profile:
@@ -215,10 +252,10 @@ class Bench:
     tokens: int
     pace: Pace
     store: CheckpointStore
+    work: Callable[[], object]
 
     def run(self, case: Case, ids: Any) -> tuple[Block, Any]:
         """Measured, and the routing."""
-        before = probed(self.store)
         guessing = case.policy != "none"
         with foregate.offload(
             str(self.folder),
@@ -231,19 +268,17 @@ class Bench:
             window_seconds=self.pace.window,
             look_seconds=self.pace.look,
         ) as engine:
-            watch = Watch()
+            watch = Watch(self.store, self.work)
             engine.generate(
                 ids, max_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=2, streamer=watch
             )
             stats, trace, load = engine.stats(), engine.record(), os.getloadavg()[0]
-        return Block(watch.rate, stats, load, (before, probed(self.store))), trace
+        return Block(watch.rate, stats, load, tuple(watch.reads)), trace
 
     def simulated(self, case: Case, reads: Any, trace: Any, profile: Profile) -> tuple[float, dict[str, Any]]:
-        """Tokens a second over the same tokens, and the totals; `reads` as probed [n, THREADS]."""
-        passes, size = passes_of(trace), self.shape.slot_bytes
-        seconds = np.mean(reads, axis=0)
-        timed = [timing("read", size, [[float(s)]], at_once=i + 1) for i, s in enumerate(seconds)]
-        profile = replace(profile, timings=(*(t for t in profile.timings if t.kind != "read"), *timed))
+        """Tokens a second over the same tokens, and the totals; `reads` as probed [n, 3]."""
+        passes = passes_of(trace)
+        profile = reading(profile, self.shape.slot_bytes, *map(float, np.mean(reads, axis=0)))
         costs = Costs.of(
             profile, self.shape, tokens=int(passes.tokens.max()), rows=int(passes.rows.max()), threads=THREADS
         )
@@ -396,7 +431,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     kept.profile(0, profile)
     pace = pace_of(kept.profiles()[0], shape, on_disk=True)
-    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace, store)
+    work = compute.Experts(given).work(1)
+    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace, store, work)
+    _read(store, THREADS, 0.0), work()
     print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
     if options.rounds:
         texts = prompts(options.model, options.rounds)

@@ -241,14 +241,31 @@ def test_wrong_guesses_make_nobody_wait() -> None:
     assert line.of_pass("stall")[1:].sum() == 0
 
 
-def test_work_after_a_long_wait_begins_slowly() -> None:
+def test_a_worker_that_mostly_waits_computes_slowly_and_one_that_mostly_works_does_not() -> None:
     passes = passes_of(routing())
     setting = Setting(10, eviction("lru"), prefetch("none"))
-    ready, slow = (play(passes, costs(waking=waking), setting).totals() for waking in (0.0, 0.25))
-    waits = (slow["compute"] - ready["compute"]) / 0.25
-    assert waits == pytest.approx(round(waits))
-    assert 0 < waits <= ready["read"]
-    assert play(passes, costs(read=0.001, waking=0.25), setting).totals()["compute"] == pytest.approx(ready["compute"])
+    for read, expert, slowed in ((1.0, 0.001, 2.0), (0.001, 0.1, 1.0)):
+        awake, drowsy = (
+            play(passes, costs(read, expert, dense=np.zeros((1, 2)), idle_slowed=factor), setting).totals()["compute"]
+            for factor in (1.0, 2.0)
+        )
+        assert drowsy / awake == pytest.approx(slowed, rel=0.02)
+
+
+def test_an_uneven_disk_brings_the_first_of_two_sooner_and_both_as_late() -> None:
+    passes = passes_of(routing())
+    setting = Setting(10, eviction("lru"), prefetch("none"))
+    for uneven, first in ((0.0, 2.0), (0.4, 2.0 / 1.4)):
+        line = play(passes, costs(expert=1e-6, uneven=uneven), setting, window=range(len(passes)))
+        assert line.events is not None
+        reads = (line.events.kind == KINDS.index("read")) & (passes.rows[line.events.run] == 1)  # no third comes along
+        pairs: dict[float, list[float]] = {}
+        for began, ended in zip(line.events.begin[reads], line.events.end[reads], strict=True):
+            pairs.setdefault(float(began), []).append(float(ended - began))
+        both = np.array([sorted(ends) for ends in pairs.values() if len(ends) == 2])
+        assert len(both) > 3
+        assert both.min(axis=0) == pytest.approx([first, 2.0])
+        assert both.max(axis=0) == pytest.approx([first, 2.0])
 
 
 def test_host_memory_is_read_before_the_disk() -> None:

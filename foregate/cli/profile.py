@@ -25,6 +25,10 @@ TITLES = {
     "expert": "one expert",
     "dense": "dense layer",
     "head": "output head",
+    "expert-turn": "runtime, an expert",
+    "layer-turn": "runtime, a layer",
+    "pass-turn": "runtime, a pass",
+    "look-turn": "runtime, a look",
     "predict": "predictor",
 }
 """Kind -> what a table calls it; kinds that are not here stand above the tables."""

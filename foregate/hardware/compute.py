@@ -82,7 +82,7 @@ class Experts:
         sides = _sides(self.given.stack.layers[0].experts, shape.hidden)
         for _ in range(count):
             # A transposed family keeps [in, out]; F.linear is handed a view the other way round, as it hands itself.
-            made = [_random(torch, rows * columns, **kind).view(rows, columns) for rows, columns, _ in sides]
+            made = [random_numbers(torch, rows * columns, **kind).view(rows, columns) for rows, columns, _ in sides]
             self._matrices.append([m.t() if turned else m for m, (_, _, turned) in zip(made, sides, strict=True)])
         self._turn = itertools.cycle(self._matrices)
 
@@ -95,7 +95,7 @@ class Experts:
         """Run the next expert on so many tokens."""
         torch = need("torch", "models")
         first = self._matrices[0]
-        inputs = {m.shape[1]: _random(torch, tokens * m.shape[1], like=m).view(tokens, -1) for m in first}
+        inputs = {m.shape[1]: random_numbers(torch, tokens * m.shape[1], like=m).view(tokens, -1) for m in first}
         linear, silu = torch.nn.functional.linear, torch.nn.functional.silu
 
         def run() -> None:
@@ -151,11 +151,11 @@ def time_head(given: Outline, tokens: Sequence[int], pace: Pace) -> list[Timing]
         return []
     rows, width = head.weight.shape
     kept = min(rows, max(1, COLD // (width * head.weight.element_size())))
-    weight = _random(torch, kept * width, dtype=head.weight.dtype, device=given.device).view(kept, width)
+    weight = random_numbers(torch, kept * width, dtype=head.weight.dtype, device=given.device).view(kept, width)
     linear = torch.nn.functional.linear
 
     def work(count: int) -> Work:
-        hidden = _random(torch, count * width, like=weight).view(count, width)
+        hidden = random_numbers(torch, count * width, like=weight).view(count, width)
 
         def run() -> None:
             with torch.inference_mode():
@@ -197,7 +197,7 @@ def _turned(rows: int, columns: int, hidden: int, *, last: bool) -> bool:
     return (rows != hidden) if last else (columns != hidden)
 
 
-def _random(torch: Any, count: int, *, like: Any = None, **kind: Any) -> Any:
+def random_numbers(torch: Any, count: int, *, like: Any = None, **kind: Any) -> Any:
     """Small random numbers; large tensors repeat a million of them, which no kernel notices."""
     if like is not None:
         kind = {"dtype": like.dtype, "device": like.device}
@@ -219,7 +219,7 @@ def _without_experts(given: Outline) -> Iterator[tuple[Any, list[Any]]]:
     torch = need("torch", "models")
     root = given.stack.root
     decoder = (root.get_decoder() if root is given.model else root).base_model
-    entries = _few([layer.entry for layer in given.stack.layers])
+    entries = few([layer.entry for layer in given.stack.layers])
     holder = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and entries[0] in list(m))
     end = list(holder).index(entries[-1]) + 1
     for layer in given.stack.layers[: len(entries)]:
@@ -234,19 +234,20 @@ def _without_experts(given: Outline) -> Iterator[tuple[Any, list[Any]]]:
     skipped = {id(m) for layer in holder if layer not in entries for m in layer.modules()}
     for module in decoder.modules():
         if id(module) not in experts | skipped and getattr(module, "num_embeddings", 0) < words:
-            _materialise(torch, module, given.device)
+            materialise(torch, module, given.device)
     yield decoder, entries
 
 
-def _few(entries: list[Any]) -> list[Any]:
+def few(entries: list[Any]) -> list[Any]:
     """The first few layers, within the memory that may be spent on them."""
     size = sum(p.numel() * p.element_size() for n, p in entries[0].named_parameters() if ".experts." not in n)
     return entries[: max(1, min(MOST_LAYERS, MOST_DENSE // max(size, 1)))]
 
 
-def _materialise(torch: Any, module: Any, device: str) -> None:
+def materialise(torch: Any, module: Any, device: str) -> None:
+    """A module's own parameters become random numbers on the device, its buffers a constant."""
     for name, old in list(module.named_parameters(recurse=False)):
-        new = _random(torch, old.numel(), dtype=old.dtype, device=device).view(old.shape)
+        new = random_numbers(torch, old.numel(), dtype=old.dtype, device=device).view(old.shape)
         setattr(module, name, torch.nn.Parameter(new, requires_grad=False))
     for name, old in list(module.named_buffers(recurse=False)):
         kind = {"dtype": old.dtype, "device": device}
@@ -263,7 +264,7 @@ def _hand_on(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _pass(torch: Any, given: Outline, decoder: Any, tokens: int) -> Work:
     kind = {"dtype": getattr(torch, given.shape.dtype), "device": given.device}
-    hidden = _random(torch, tokens * given.shape.hidden, **kind).view(tokens, 1, -1)
+    hidden = random_numbers(torch, tokens * given.shape.hidden, **kind).view(tokens, 1, -1)
     options: dict[str, Any] = {"inputs_embeds": hidden, "use_cache": False}
     if given.model.config.is_encoder_decoder:
         options["encoder_hidden_states"] = hidden

@@ -121,6 +121,16 @@ def summary(kind: str, block: int, depth: int, rounds: Sequence[Reads]) -> Timin
     return timing(kind, block, [r.times for r in rounds], at_once=depth, reckoned=[r.each for r in rounds])
 
 
+def time_pairs(files: Files, block: int, count: int) -> list[Timing]:
+    """Two reads that begin together, so many times: how long until the first is there, and until both are."""
+    places = itertools.cycle(files.places(block, seed=2))
+    pairs = [sorted(read_for(files, places, block, 2, 0.0).times) for _ in range(count)]
+    return [
+        timing(kind, block, [times], at_once=2, reckoned=[float(np.mean(times))])
+        for kind, times in zip(("first-of-two", "last-of-two"), zip(*pairs, strict=True), strict=True)
+    ]
+
+
 def read_for(
     files: Files,
     places: Iterator[tuple[int, int]],

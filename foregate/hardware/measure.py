@@ -14,10 +14,13 @@ from foregate.hardware import compute, copies, disk
 from foregate.hardware.machine import Foreign, Machine, describe
 from foregate.hardware.profile import Profile, Timing
 from foregate.hardware.sampling import Pace, Work, repeat, timing
+from foregate.hardware.turns import time_turns
 
 BUSY = 0.15  # share of the cores that others may keep busy before a note says so
 OVERLAP_BLOCK = 16 << 20
-IDLE = 0.02  # seconds without work after which processors are slow to begin: 5 ms do little here, 12 ms nearly all
+IDLE = 0.02  # seconds of sleep, at least, between pieces of work
+ASLEEP = 4  # times what the work took: processors that work for less than some 40 % of the time are slow here
+PAIRS = 4  # of reads that begin together, a round
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def measure(
         notes += _about(files)
         blocks = [block for block in effort.blocks if len(files.places(block)) >= 2]
         timings += disk.time_reads(files, blocks, effort.depths, effort.pace, lambda s: advance("disk", 0.45 * s))
+        timings += disk.time_pairs(files, max(blocks), PAIRS * effort.rounds)
         advance("overlap", 0.0)
         timings += _overlap(files, work, size, effort)
     advance("dense part", 0.1)
@@ -104,9 +108,11 @@ def measure(
         timings += compute.time_head(outlined, effort.batches, effort.pace)
         try:
             timings += compute.time_dense(outlined, effort.batches, rounds=2 * effort.pace.rounds)
+            advance("runtime", 0.05)
+            timings += time_turns(str(model), timings, outlined.device, trust_remote_code=trust_remote_code)
         except ModelError as error:
             notes.append(f"not measured: {error}")
-    advance("done", 0.1)
+    advance("done", 0.05)
     machine = Machine(**describe(folder), direct=files.direct, foreign_load=foreign.cores())
     notes += _about_others(machine)
     return Profile(
@@ -163,7 +169,7 @@ def _overlap(files: disk.Files, work: Work, size: int, effort: Effort) -> list[T
         with _reading(files, places, block) as reads:
             beside.append(repeat(work, seconds))
         reads_beside += reads
-        late.append(_after_idle(work, seconds))
+        late.append(after_idle(work, seconds))
     return [
         timing("work-alone", size, alone),
         timing("work-beside-reads", size, beside),
@@ -173,13 +179,16 @@ def _overlap(files: disk.Files, work: Work, size: int, effort: Effort) -> list[T
     ]
 
 
-def _after_idle(work: Work, seconds: float) -> list[float]:
-    times: list[float] = []
+def after_idle(work: Work, seconds: float) -> list[float]:
+    """The times of single runs for about so many seconds, with a long sleep before each; the first, which still finds
+    the processor awake, is left out.
+    """
+    times = repeat(work, 0.0)
     end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        time.sleep(IDLE)
+    while len(times) < 3 or time.perf_counter() < end:
+        time.sleep(max(IDLE, ASLEEP * times[-1]))
         times += repeat(work, 0.0)
-    return times
+    return times[2:]
 
 
 @contextlib.contextmanager

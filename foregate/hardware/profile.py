@@ -12,9 +12,12 @@ from foregate.hardware.machine import Machine
 
 Basis = Literal["measured", "derived", "datasheet"]
 BASES = get_args(Basis)
+MOST_UNEVEN = 0.95  # of a read: the second of two never stands quite still
 
 KINDS: dict[str, str] = {
     "read": "bytes",  # disk to host memory, past the page cache unless a note says otherwise
+    "first-of-two": "bytes",  # until the first of two such reads that began together is there
+    "last-of-two": "bytes",  # until both are
     "memcpy": "bytes",  # host memory to host memory
     "memread": "bytes",  # the processor reads host memory
     "pinned": "bytes",  # host to device, page-locked
@@ -25,11 +28,15 @@ KINDS: dict[str, str] = {
     "expert": "tokens",  # all of one expert's matrices
     "dense": "tokens",  # all of one mixture layer but its experts
     "head": "tokens",  # the output embedding
+    "expert-turn": "tokens",  # the runtime's own part: of an expert, beside its matrices
+    "layer-turn": "tokens",  # of a mixture layer, beside its dense part and its experts
+    "pass-turn": "tokens",  # of a pass, beside its mixture layers and the output embedding
+    "look-turn": "tokens",  # of asking a predictor about one layer, beside its answer
     "predict": "tokens",  # a predictor's answer about one layer
     "multiply": "operations",  # 16-bit multiplications and additions
     "work-alone": "bytes",  # the same work and the same reads, alone and beside each other
     "work-beside-reads": "bytes",
-    "work-after-idle": "bytes",  # the same work once the processor has slept for a while
+    "work-after-idle": "bytes",  # the same work while the processor sleeps most of the time
     "read-alone": "bytes",
     "read-beside-work": "bytes",
 }
@@ -153,6 +160,14 @@ class Profile:
         """Seconds of the output embedding for `tokens`; `size` as for `dense_seconds`."""
         return self._computed("head", tokens, None if self.of("head") else size)
 
+    def turn_seconds(self, of: Literal["expert", "layer", "pass", "look"]) -> float:
+        """What the runtime itself takes beside computing an expert, a layer or a pass, or a predictor's answer.
+
+        0 where nobody measured.
+        """
+        found = self.of(f"{of}-turn")
+        return found[0].seconds if found else 0.0
+
     def predictor_seconds(self, tokens: int = 1) -> float:
         """Seconds that the predictor takes to answer about one layer."""
         return _along(self._curve("predict", 1), tokens)
@@ -163,12 +178,23 @@ class Profile:
         return self._ratio("work-beside-reads", "work-alone")
 
     @property
-    def waking_seconds(self) -> float:
-        """How much longer computing takes after a wait; 0 where nobody measured."""
-        if not self.of("work-after-idle"):
+    def idle_slowed(self) -> float:
+        """What computing time is multiplied by while the processor waits most of the time; 1 where nobody measured."""
+        return self._ratio("work-after-idle", "work-alone") if self.of("work-after-idle") else 1.0
+
+    @property
+    def uneven(self) -> float:
+        """How much of the disk the first of two reads has, beyond its half: 0 = nothing, near 1 = all; 0 where nobody
+        measured.
+
+        With u of it the first moves by (1 + u) / 2 of what goes through; once it is there, the rest of the second is
+        2 u / (1 + u) of a read alone.
+        """
+        if not self.of("first-of-two"):
             return 0.0
-        late, alone = (self._curve(kind, 1).seconds[-1] for kind in ("work-after-idle", "work-alone"))
-        return max(late - alone, 0.0)
+        first, last = (self.of(kind)[-1] for kind in ("first-of-two", "last-of-two"))
+        rest = min(max((last.seconds - first.seconds) / self.read_seconds(first.size), 0.0), MOST_UNEVEN)
+        return rest / (2 - rest)
 
     @property
     def reads_slowed(self) -> float:

@@ -125,8 +125,8 @@ def experts(profile: Profile, number: int) -> Figure | None:
         ways["from host memory to GPU" if profile.has_device else "within memory"] = [
             n * profile.copy_seconds(size) for n in counts
         ]
-    dense = profile.dense_seconds() if profile.of("dense") else 0.0
-    working = [dense + n * profile.expert_seconds() for n in counts]
+    dense = profile.turn_seconds("layer") + (profile.dense_seconds() if profile.of("dense") else 0.0)
+    working = [dense + n * (profile.expert_seconds() + profile.turn_seconds("expert")) for n in counts]
     fastest = min(ways, key=lambda way: ways[way][-1])
     hidden = sum(seconds <= working[0] for seconds in ways[fastest])
     data: Data = [

@@ -112,7 +112,7 @@ def _hollow_class(kind: Any, name: str, found: list[Any]) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
         kind.__init__(self, *args, **kwargs)
         there = stacks(self, name)
-        missing = tuple(tuple(_weights(self, layer)) for stack in there for layer in stack.layers)
+        missing = tuple(tuple(weights_of(self, layer)) for stack in there for layer in stack.layers)
         for layer, weights in zip((layer for stack in there for layer in stack.layers), missing, strict=True):
             _forget(self, layer, weights)
         found.append((there, missing))
@@ -139,7 +139,8 @@ class _OnDisk:
         return self._file.get_tensor(self._key)[where]
 
 
-def _weights(model: Any, layer: MixtureLayer) -> Iterator[Weight]:
+def weights_of(model: Any, layer: MixtureLayer) -> Iterator[Weight]:
+    """The parameters of a layer's experts."""
     torch = need("torch", "models")
     paths = {id(module): path for path, module in model.named_modules()}
     plan = model._get_dtype_plan(torch.get_default_dtype())  # what a family keeps in 32 bits

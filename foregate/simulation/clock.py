@@ -1,10 +1,12 @@
 """Time, compiled: one worker that computes or waits, and a link that reads beside it. Decides nothing but whose read is
 next, as store/reader.py does: demands as they came, then guesses, those for the nearest layer first.
 
-Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second. While
-the worker computes, both are slower by factors.
+Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second, the
+earlier ones more where the link is uneven. While the worker computes, both are slower by factors; and a worker that
+mostly waits computes slowly.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +45,14 @@ the key that is read, of which layer that is, and where it is read from."""
 
 FLIGHT = 7
 
-TIME, WORK_SLOWED, READS_SLOWED, WAKING = range(4)
-"""Places in `dial`."""
+TIME, WORK_SLOWED, READS_SLOWED, IDLE_SLOWED, UNEVEN, BUSY = range(6)
+"""Places in `dial`: seconds; factors, as in `Costs`; the share of the last while that the worker computed."""
 
-LONG = 0.01
-"""Seconds of waiting after which processors are slow to begin, see `foregate.hardware.measure.IDLE`."""
+LAZY = 0.45
+"""The share of the time below which a worker computes slowly. Measured, like WHILE: docs/log.md, 2026-11-21."""
+
+WHILE = 0.09
+"""Seconds that share is of: an average whose memory fades by 1/e in so long."""
 
 FIELDS = (
     "demanded",
@@ -103,7 +108,7 @@ class Clock(NamedTuple):
     pace      [2, L, D] seconds of a read by kind, layer, and how many are under way, less one
     size      [L]       bytes of an expert
     now       [12]      see QUEUE
-    dial      [4]       see TIME
+    dial      [6]       see TIME
     by_layer  [L, 15]   see FIELDS; by the layer of the expert, or of the work
     by_pass   [P, 15]   the same, by the pass in which it was
     place     [K]       where an expert is to be in host memory, -1 = nowhere
@@ -193,18 +198,35 @@ def cancel(clock: Clock, slot: int) -> bool:
 
 @pasted
 def work(clock: Clock, seconds: float) -> float:
-    """The worker computes what takes it so long alone. Returns: how long it took."""
-    if clock.now[FLYING] > 0:
-        return _work_beside(clock, seconds)
+    """The worker computes what takes it so long alone, and awake. Returns: how long it took."""
+    drowsy = clock.dial[IDLE_SLOWED] > 1
+    if drowsy:
+        seconds = _drowsily(clock.dial, seconds)
     began = clock.dial[TIME]
-    clock.dial[TIME] += seconds
-    return clock.dial[TIME] - began  # type: ignore[no-any-return]
+    if clock.now[FLYING] > 0:
+        _work_beside(clock, seconds)
+    else:
+        clock.dial[TIME] += seconds
+    took = clock.dial[TIME] - began
+    if drowsy:
+        clock.dial[BUSY] = 1 - (1 - clock.dial[BUSY]) * math.exp(-took / WHILE)
+    return took  # type: ignore[no-any-return]
 
 
 @inner
-def _work_beside(clock: Clock, seconds: float) -> float:
+def _drowsily(dial: Float64, seconds: float) -> float:
+    """How long it takes a worker that may have waited much: slow until it has worked for LAZY of a while."""
+    if dial[BUSY] >= LAZY:
+        return seconds
+    slowly = WHILE * math.log((1 - dial[BUSY]) / (1 - LAZY))
+    done = slowly / dial[IDLE_SLOWED]
+    return seconds * dial[IDLE_SLOWED] if seconds <= done else slowly + seconds - done  # type: ignore[no-any-return]
+
+
+@inner
+def _work_beside(clock: Clock, seconds: float) -> None:
     """While reads are under way."""
-    began, left, slowed = clock.dial[TIME], seconds, clock.dial[WORK_SLOWED]
+    left, slowed = seconds, clock.dial[WORK_SLOWED]
     while left > 0:
         soonest = _soonest(clock, clock.dial[READS_SLOWED])
         if soonest < 0:
@@ -216,7 +238,6 @@ def _work_beside(clock: Clock, seconds: float) -> float:
         _advance(clock, soonest, clock.dial[READS_SLOWED])
         left -= soonest / slowed
         _finish(clock)
-    return float(clock.dial[TIME] - began)
 
 
 @inner
@@ -226,14 +247,30 @@ def wait(clock: Clock, slot: int) -> float:
     while clock.slots[slot, STAGE] not in (THERE, NOTHING, DUE):
         _advance(clock, max(_soonest(clock, 1.0), 0.0), 1.0)
         _finish(clock)
-    return float(clock.dial[TIME] - began)
+    waited = clock.dial[TIME] - began
+    if clock.dial[IDLE_SLOWED] > 1:
+        clock.dial[BUSY] *= math.exp(-waited / WHILE)
+    return float(waited)
 
 
 @pasted
 def _pace(clock: Clock, flight: int) -> float:
     """Seconds of a read under way, at the link's present load."""
     kind, layer = np.uint32(clock.flying[flight, KIND]), np.uint32(clock.flying[flight, ON])
-    return clock.pace[kind, layer, np.uint32(clock.now[FLYING] - 1)]  # type: ignore[no-any-return]
+    seconds = clock.pace[kind, layer, np.uint32(clock.now[FLYING] - 1)]
+    if clock.dial[UNEVEN] > 0 and clock.now[FLYING] > 1 and kind == DISK:
+        seconds /= _share(clock.flying, clock.now[FLYING], flight, clock.dial[UNEVEN])
+    return seconds  # type: ignore[no-any-return]
+
+
+@inner
+def _share(flying: Float64, count: int, flight: int, uneven: float) -> float:
+    """What a read gets of the link, as a multiple of an even share: the first that began the most."""
+    earlier = 0
+    for i in range(count):
+        if flying[i, BEGAN] < flying[flight, BEGAN] or (flying[i, BEGAN] == flying[flight, BEGAN] and i < flight):
+            earlier += 1
+    return 1 + uneven * (count - 1 - 2 * earlier) / (count - 1)
 
 
 @pasted

@@ -23,10 +23,11 @@ class Costs:
     read     Float64[2, L, D]       of an expert from disk, from host memory, with 1..D such reads under way
     expert   Float64[L or 1, M + 1] to compute one, by its tokens
     dense    Float64[L or 1, R + 1] of the rest of a mixture layer, by tokens of the pass
-    around   Float64[R + 1]         of a pass beside its mixture layers: output embedding, sampling, ...
+    around   Float64[R + 1]         of a pass beside its mixture layers: output embedding, generate, ...
     look     Float64[R + 1]         of a predictor's answer about one layer
     work_slowed, reads_slowed       factors while both are done at once
-    waking                          added to what is computed after a long wait
+    idle_slowed                     factor of work while the worker mostly waits
+    uneven                          0 = reads under way share the link alike, 1 = the first of two has it for itself
 
     More tokens than a table has cost as much more as its last rise says.
 
@@ -41,7 +42,8 @@ class Costs:
     look: Float64
     work_slowed: float = 1.0
     reads_slowed: float = 1.0
-    waking: float = 0.0
+    idle_slowed: float = 1.0
+    uneven: float = 0.0
 
     def __post_init__(self) -> None:
         layers = len(self.bytes)
@@ -51,11 +53,11 @@ class Costs:
             times = getattr(self, name)
             if not np.isfinite(times).all() or (times < 0).any():
                 raise ChoiceError(f"a time of {name} is {_worst(times)}; times are finite and 0 or more: measure anew")
-        for name in ("work_slowed", "reads_slowed"):
+        for name in ("work_slowed", "reads_slowed", "idle_slowed"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ChoiceError(f"{name} is {getattr(self, name)}; it must be a factor above 0")
-        if not (np.isfinite(self.waking) and self.waking >= 0):
-            raise ChoiceError(f"waking is {self.waking}; it must be seconds, 0 or more: measure anew")
+        if not 0 <= self.uneven < 1:
+            raise ChoiceError(f"uneven is {self.uneven}; it must be 0 or more, and below 1: measure anew")
         assert self.read.shape[:2] == (2, layers)
         assert self.read.shape[2] >= 1
         assert self.expert.shape[0] in (1, layers)
@@ -76,7 +78,7 @@ class Costs:
 
         tokens, rows  the most of an expert, of a pass
         threads       that read
-        look_seconds  a predictor's answer about one layer; None: the profile's, or nothing where it has none
+        look_seconds  a predictor's answer about one layer; None: the profile's, as far as it has one
 
         Raises: ChoiceError for times that the profile lacks.
         """
@@ -84,19 +86,20 @@ class Costs:
         of_expert, of_pass = _counts(max(tokens, 1)), _counts(max(rows, 1))
         slowed = bool(profile.of("work-beside-reads"))
         if look_seconds is None and not profile.of("predict"):
-            look_seconds = 0.0
+            look_seconds = profile.turn_seconds("look")
         return cls(
             bytes=np.array(shape.expert_bytes, np.int64),
             read=_reads(profile, shape.expert_bytes, threads),
-            expert=_tables(of_expert, shape.expert_bytes, profile.expert_seconds),
-            dense=_tables(of_pass, shape.dense_bytes, profile.dense_seconds),
-            around=_tables(of_pass, (shape.head_bytes,), profile.head_seconds)[0],
-            look=_tables(of_pass, (0,), lambda n, _: profile.predictor_seconds(n))[0]
+            expert=_tables(of_expert, shape.expert_bytes, profile.expert_seconds, profile.turn_seconds("expert")),
+            dense=_tables(of_pass, shape.dense_bytes, profile.dense_seconds, profile.turn_seconds("layer")),
+            around=_tables(of_pass, (shape.head_bytes,), profile.head_seconds, profile.turn_seconds("pass"))[0],
+            look=_tables(of_pass, (0,), lambda n, _: profile.predictor_seconds(n), profile.turn_seconds("look"))[0]
             if look_seconds is None
             else np.full(of_pass[-1] + 1, look_seconds),
             work_slowed=max(profile.work_slowed, 1.0) if slowed else 1.0,
             reads_slowed=max(profile.reads_slowed, 1.0) if slowed else 1.0,
-            waking=profile.waking_seconds,
+            idle_slowed=max(profile.idle_slowed, 1.0),
+            uneven=profile.uneven,
         )
 
     def reaching(self, tokens: int, rows: int) -> "Costs":
@@ -129,9 +132,11 @@ def _counts(most: int) -> list[int]:
     return sorted(set(np.unique(np.geomspace(1, most, 200).astype(int)).tolist()) | {most})
 
 
-def _tables(counts: list[int], sizes: tuple[int, ...], seconds: Callable[[int, int], float]) -> Float64:
-    """[sizes, counts[-1] + 1] by number, straight lines between `counts`; 0 at 0."""
-    known = {size: [0.0, *(seconds(n, size) for n in counts)] for size in set(sizes)}
+def _tables(
+    counts: list[int], sizes: tuple[int, ...], seconds: Callable[[int, int], float], turn: float = 0.0
+) -> Float64:
+    """[sizes, counts[-1] + 1] by number, straight lines between `counts`; 0 at 0. `turn` is what is always paid."""
+    known = {size: [0.0, *(turn + seconds(n, size) for n in counts)] for size in set(sizes)}
     return np.stack([np.interp(np.arange(counts[-1] + 1), [0, *counts], known[size]) for size in sizes])
 
 

@@ -16,7 +16,6 @@ from foregate.simulation.clock import (
     COMPUTE_EVENT,
     DENSE,
     DENSE_EVENT,
-    LONG,
     PASS,
     PREDICTOR,
     PREDICTOR_EVENT,
@@ -26,7 +25,6 @@ from foregate.simulation.clock import (
     STALL_EVENT,
     THERE,
     TIME,
-    WAKING,
     Clock,
     count,
     note,
@@ -207,7 +205,6 @@ def _compute(clock: Clock, host: Host | None, course: Course, layer: int, wave: 
             only, seconds = wave[1, 0], expert[layer, tokens[wave[1, 0]]]
             began = clock.dial[TIME]
             waited = arrive(clock, host, wave[0, 0])
-            seconds += clock.dial[WAKING] if waited >= LONG else 0.0
             count(clock, layer, STALL, waited)
             note(clock, STALL_EVENT, began, layer, only, 0.0)
             kept = waiting - 1

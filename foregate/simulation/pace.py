@@ -36,8 +36,9 @@ def pace_of(profile: Profile, shape: ModelShape, *, on_disk: bool) -> Pace:
     profile = timed_on(profile, shape)
     size = shape.slot_bytes
     dense = profile.dense_seconds(1, max(1, sum(shape.dense_bytes) // shape.layers))
-    window = dense + shape.top_k * profile.expert_seconds(1, size)
-    look = profile.predictor_seconds(1) if profile.of("predict") else 0.0
+    expert = profile.expert_seconds(1, size) + profile.turn_seconds("expert")
+    window = dense + profile.turn_seconds("layer") + shape.top_k * expert
+    look = profile.turn_seconds("look") + (profile.predictor_seconds(1) if profile.of("predict") else 0.0)
     return Pace(read_pace(profile, size, on_disk=on_disk), window, look)
 
 

@@ -216,7 +216,7 @@ def _clock(  # noqa: PLR0917
         pace=np.ascontiguousarray(costs.read),
         size=costs.bytes,
         now=now,
-        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.waking]),
+        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.idle_slowed, costs.uneven, 1.0]),
         by_layer=np.zeros((L, fields)),
         by_pass=np.zeros((len(passes), fields)),
         place=host.slot_of if host else np.full(L * E, -1, np.int32),

@@ -1,0 +1,210 @@
+"""What the runtime itself takes: for an expert beside its arithmetic, for a mixture layer beside its dense part, for a
+pass beside its layers, for asking a predictor. The runtime runs a few layers of the model on random weights; nothing is
+read from a disk.
+
+Planner, hooks and transformers' own Python are most of it. Where experts are small they are most of a token's time.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import numpy as np
+
+from foregate.arrays import Float64
+from foregate.errors import ModelError, need
+from foregate.hardware.compute import COLD, few, materialise, random_numbers
+from foregate.hardware.profile import Timing
+from foregate.hardware.sampling import timing
+from foregate.models import Stack, auto_class, fetch, stacks
+from foregate.runtime.engine import Engine
+from foregate.runtime.loading import HollowModel, weights_of
+from foregate.runtime.telemetry import PLACE
+from foregate.runtime.wish import Wish
+from foregate.store.base import Buffer, ExpertStore
+from foregate.store.layout import SLOT_ALIGNMENT, Layout
+from foregate.store.pieces import held_experts, layout_of
+
+WORDS = 256  # of the vocabulary that is left: the output embedding is timed by itself
+PROMPT = 8  # tokens
+SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
+TOKENS = 40  # decoded and timed, at most
+LONG_ENOUGH = 4.0  # seconds
+ASKED = Wish("repeat", "top:1")  # whose answers take some 10 us
+LEAST = 1e-9  # seconds: no time is zero or less, whatever a difference of two measurements says
+
+
+@final
+class Pool(ExpertStore):
+    """Random experts, a few of them, whose turn comes slot by slot. Reading one is nothing."""
+
+    def __init__(self, model: Any, name: str, cold: int = COLD) -> None:
+        torch = need("torch", "models")
+        layers = [layer for stack in stacks(model, name) for layer in stack.layers]
+        self.num_layers = len(layers)
+        self.num_experts, layout = layout_of(model, held_experts(model, layers), name)
+        self.layout, self.bits = Layout((), SLOT_ALIGNMENT), 16
+        count = max(1, min(-(-cold // layout.slot_bytes), self.num_layers * self.num_experts))
+        buffers = torch.from_numpy(np.zeros((count, layout.slot_bytes), dtype=np.uint8))  # numpy's, as the slots are
+        self._experts = [layout.tensors(buffer) for buffer in buffers]
+        for expert in self._experts:
+            for part in expert.values():
+                part.copy_(random_numbers(torch, part.numel(), like=part).view(part.shape))
+        self._given = 0
+
+    def read_into(self, layer: int, expert: int, buffer: Buffer) -> int:
+        """Nothing lies in a buffer."""
+        return 0
+
+    def views(self, buffer: Any) -> dict[str, Any]:
+        """The next expert, whatever the buffer."""
+        self._given += 1
+        return self._experts[self._given % len(self._experts)]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def time_turns(name: str, known: Sequence[Timing], device: str, *, trust_remote_code: bool = False) -> list[Timing]:
+    """What is left of a decoded token once the arithmetic is taken away.
+
+    known  has "expert" and "dense" for one token, timed a moment ago
+
+    Raises: ModelError where the family cannot be run so.
+    """
+    alone = {t.kind: t.seconds for t in known if t.size == 1}
+    try:
+        spent = _spent(name, device, trust_remote_code=trust_remote_code)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"the runtime cannot run {name} on random weights ({reason})") from error
+    left = {
+        "expert-turn": spent.expert - alone["expert"],
+        "layer-turn": spent.layer - alone["dense"],
+        "pass-turn": spent.rest,
+        "look-turn": spent.look,
+    }
+    return [timing(kind, 1, [np.maximum(seconds, LEAST)], basis="derived") for kind, seconds in left.items()]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spent:
+    """Seconds of each decoded token [N]: of one of its experts, of a mixture layer beside its experts and
+    their arrival, of all beside the mixture layers, of looking one layer ahead.
+    """
+
+    expert: Float64
+    layer: Float64
+    rest: Float64
+    look: Float64
+
+
+def _spent(name: str, device: str, *, trust_remote_code: bool) -> Spent:
+    torch = need("torch", "models")
+    model, repeated = _few_layers(name, device, trust_remote_code=trust_remote_code)
+    found = stacks(model, name)
+    every = [layer for stack in found for layer in stack.layers]
+    hollow = HollowModel(model, None, found, tuple(tuple(weights_of(model, layer)) for layer in every))
+    store = Pool(model, name)
+    ids = torch.arange(PROMPT, device=device)[None] % WORDS
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with (
+        Engine(hollow, store, store.num_layers * store.num_experts, wish=ASKED, device=device) as engine,
+        _Laps(model, found) as laps,
+    ):
+        began = time.perf_counter()
+        engine.generate(ids, max_new_tokens=1 + SKIPPED, **options)
+        each = (time.perf_counter() - began) / (1 + SKIPPED)
+        count = max(SKIPPED, min(TOKENS, int(LONG_ENOUGH / each)))
+        engine.generate(ids, max_new_tokens=1 + SKIPPED + count, streamer=laps, **options)
+        numbers = engine.passes()[1][-count:].sum(axis=1)
+    layers = len(found[-1].layers)  # the decoder's, where there are two stacks
+    whole, mixture, others = laps.tokens(count)
+    demanded, compute, stall, look = (numbers[:, PLACE[n]] for n in ("demanded", "compute", "stall", "predictor"))
+    return Spent(
+        expert=compute / demanded,
+        layer=(mixture - compute - stall - look) / layers,
+        rest=whole - mixture - others + repeated * others,
+        look=look / layers,
+    )
+
+
+@final
+class _Laps:
+    """Hooks that take the time of each pass's layers, and a streamer that takes the time of each token."""
+
+    def __init__(self, model: Any, found: tuple[Stack, ...]) -> None:
+        self._marks: list[float] = []
+        self._passes: list[list[float]] = []  # seconds in mixture layers, in others
+        self._began = 0.0
+        entries = {id(layer.entry) for stack in found for layer in stack.layers}
+        self._handles = [model.register_forward_pre_hook(lambda module, args: self._passes.append([0.0, 0.0]))]
+        for stack in found:
+            for layer in _list_of(stack):
+                self._handles.append(layer.register_forward_pre_hook(self._enter))
+                self._handles.append(layer.register_forward_hook(self._left(id(layer) not in entries)))
+
+    def put(self, value: Any) -> None:
+        """The prompt, then a token."""
+        self._marks.append(time.perf_counter())
+
+    def end(self) -> None:
+        """All is written."""
+
+    def tokens(self, count: int) -> tuple[Float64, Float64, Float64]:
+        """Seconds of the last `count` tokens [count]: of all, in mixture layers, in other layers."""
+        passes = np.array(self._passes[-count:])
+        return np.diff(self._marks)[-count:], passes[:, 0], passes[:, 1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: Any, args: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _left(self, other: bool) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            if self._passes:
+                self._passes[-1][other] += time.perf_counter() - self._began
+
+        return hook
+
+
+def _few_layers(name: str, device: str, *, trust_remote_code: bool) -> tuple[Any, float]:
+    """The model on random weights, but for its experts, which have none, cut off after a few mixture layers. And how
+    many times its layers without experts it has.
+    """
+    torch, transformers = need("torch", "models"), need("transformers", "models")
+    config = fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
+    dtype = config.dtype or config.get_text_config().dtype or torch.float32
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = 0
+        for name_of in [key for key in vars(part) if key.startswith("vocab_size")]:
+            setattr(part, name_of, WORDS)
+    with torch.device("meta"):
+        model = auto_class(transformers, config, name).from_config(config, dtype=dtype).eval()
+    before = after = 0
+    for stack in stacks(model, name):
+        layers = _list_of(stack)
+        end = list(layers).index(few([layer.entry for layer in stack.layers])[-1]) + 1
+        before += len(layers) - len(stack.layers)
+        del layers[end:]
+    found = stacks(model, name)
+    after = sum(len(_list_of(stack)) - len(stack.layers) for stack in found)
+    experts = {id(m) for stack in found for layer in stack.layers for e in layer.experts for m in e.modules()}
+    for module in model.modules():
+        if id(module) not in experts:
+            materialise(torch, module, device)
+    return model, before / max(after, 1)
+
+
+def _list_of(stack: Stack) -> Any:
+    """The list that a stack's layers are in."""
+    torch, entry = need("torch", "models"), stack.layers[0].entry
+    return next(m for m in stack.root.modules() if isinstance(m, torch.nn.ModuleList) and entry in list(m))
