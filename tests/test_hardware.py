@@ -73,7 +73,9 @@ def test_a_quick_profile_takes_seconds_and_measures_everything(quick: tuple[Prof
         assert profile.of(kind), f"no {kind}"
     assert all(t.seconds > 0 and t.count >= 1 for t in profile.timings)
     derived = {t.kind for t in profile.timings if t.basis == "derived"}
-    assert derived == {"expert-turn", "layer-turn", "pass-turn", "look-turn"}, "differences of two measurements"
+    assert derived == {"expert-turn", "layer-turn", "pass-turn", "look-turn", "read-turn"}, (
+        "differences of two measurements"
+    )
     assert all(t.basis == "measured" for t in profile.timings if t.kind not in derived)
     assert all(t.p50 <= t.p95 <= t.p99 for t in profile.timings if t.p50 and t.p95 and t.p99)
     assert profile.model is not None

@@ -25,10 +25,11 @@ TITLES = {
     "expert": "one expert",
     "dense": "dense layer",
     "head": "output head",
-    "expert-turn": "runtime, an expert",
-    "layer-turn": "runtime, a layer",
-    "pass-turn": "runtime, a pass",
-    "look-turn": "runtime, a look",
+    "expert-turn": "expert turn",
+    "layer-turn": "layer turn",
+    "pass-turn": "pass turn",
+    "look-turn": "look turn",
+    "read-turn": "read turn",
     "predict": "predictor",
 }
 """Kind -> what a table calls it; kinds that are not here stand above the tables."""
@@ -135,13 +136,17 @@ def _table(profile: Profile, unit: str, title: str) -> Table:
 
     from foregate.hardware.profile import KINDS
 
-    table = Table(title=f"{title} (measured)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    kinds = [kind for kind in TITLES if KINDS[kind] == unit]
+    others = sorted({timing.basis for kind in kinds for timing in profile.of(kind)} - {"measured"})
+    title += f" (measured; * {', '.join(others)})" if others else " (measured)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("what", no_wrap=True)
     for heading in (unit, "at once", "p50 ms", "p95 ms", "p99 ms", "GB/s" if unit == "bytes" else "per s", "times"):
         table.add_column(heading, justify="right")
-    for kind, what in TITLES.items():
-        for timing in profile.of(kind) if KINDS[kind] == unit else ():
-            table.add_row(what if timing.basis == "measured" else f"{what} ({timing.basis})", *_cells(timing, unit))
+    for kind in kinds:
+        what = TITLES[kind]
+        for timing in profile.of(kind):
+            table.add_row(what if timing.basis == "measured" else f"{what}*", *_cells(timing, unit))
     return table
 
 

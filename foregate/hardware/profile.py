@@ -32,6 +32,7 @@ KINDS: dict[str, str] = {
     "layer-turn": "tokens",  # of a mixture layer, beside its dense part and its experts
     "pass-turn": "tokens",  # of a pass, beside its mixture layers and the output embedding
     "look-turn": "tokens",  # of asking a predictor about one layer, beside its answer
+    "read-turn": "tokens",  # of reading one expert, beside its bytes
     "predict": "tokens",  # a predictor's answer about one layer
     "multiply": "operations",  # 16-bit multiplications and additions
     "work-alone": "bytes",  # the same work and the same reads, alone and beside each other
@@ -160,8 +161,8 @@ class Profile:
         """Seconds of the output embedding for `tokens`; `size` as for `dense_seconds`."""
         return self._computed("head", tokens, None if self.of("head") else size)
 
-    def turn_seconds(self, of: Literal["expert", "layer", "pass", "look"]) -> float:
-        """What the runtime itself takes beside computing an expert, a layer or a pass, or a predictor's answer.
+    def turn_seconds(self, of: Literal["expert", "layer", "pass", "look", "read"]) -> float:
+        """What the runtime itself takes beside computing an expert, a layer, a pass, a predictor's answer or a read.
 
         0 where nobody measured.
         """

@@ -1,6 +1,6 @@
 """What the runtime itself takes: for an expert beside its arithmetic, for a mixture layer beside its dense part, for a
-pass beside its layers, for asking a predictor. The runtime runs a few layers of the model on random weights; nothing is
-read from a disk.
+pass beside its layers, for asking a predictor, for reading an expert beside its bytes. It runs a few layers of the model
+on random weights; nothing is read from a disk.
 
 Planner, hooks and transformers' own Python are most of it. Where experts are small they are most of a token's time.
 """
@@ -20,6 +20,7 @@ from foregate.hardware.sampling import timing
 from foregate.models import Stack, auto_class, fetch, stacks
 from foregate.runtime.engine import Engine
 from foregate.runtime.loading import HollowModel, weights_of
+from foregate.runtime.sizes import minimum_slots
 from foregate.runtime.telemetry import PLACE
 from foregate.runtime.wish import Wish
 from foregate.store.base import Buffer, ExpertStore
@@ -84,6 +85,7 @@ def time_turns(name: str, known: Sequence[Timing], device: str, *, trust_remote_
         "layer-turn": spent.layer - alone["dense"],
         "pass-turn": spent.rest,
         "look-turn": spent.look,
+        "read-turn": spent.read,
     }
     return [timing(kind, 1, [np.maximum(seconds, LEAST)], basis="derived") for kind, seconds in left.items()]
 
@@ -91,44 +93,50 @@ def time_turns(name: str, known: Sequence[Timing], device: str, *, trust_remote_
 @final
 @dataclass(frozen=True, eq=False)
 class Spent:
-    """Seconds of each decoded token [N]: of one of its experts, of a mixture layer beside its experts and
-    their arrival, of all beside the mixture layers, of looking one layer ahead.
+    """Seconds of each decoded token [N]: of one of its experts, of a mixture layer beside its experts and their
+    arrival, of all beside the mixture layers, of looking one layer ahead, of reading an expert of no bytes.
     """
 
     expert: Float64
     layer: Float64
     rest: Float64
     look: Float64
+    read: Float64
 
 
 def _spent(name: str, device: str, *, trust_remote_code: bool) -> Spent:
-    torch = need("torch", "models")
     model, repeated = _few_layers(name, device, trust_remote_code=trust_remote_code)
     found = stacks(model, name)
     every = [layer for stack in found for layer in stack.layers]
     hollow = HollowModel(model, None, found, tuple(tuple(weights_of(model, layer)) for layer in every))
     store = Pool(model, name)
-    ids = torch.arange(PROMPT, device=device)[None] % WORDS
+    whole, mixture, others, there = _decoded(hollow, store, store.num_layers * store.num_experts, device)
+    _, slowly, _, missing = _decoded(hollow, store, minimum_slots(every[-1].top_k, store.num_experts), device)
+    layers = len(found[-1].layers)  # the decoder's, where there are two stacks
+    waiting = np.median(slowly) - np.median(mixture)
+    return Spent(
+        expert=there["compute"] / there["demanded"],
+        layer=(mixture - there["compute"] - there["stall"] - there["predictor"]) / layers,
+        rest=whole - mixture - others + repeated * others,
+        look=there["predictor"] / layers,
+        read=waiting / np.maximum(missing["read"], 1),
+    )
+
+
+def _decoded(
+    hollow: HollowModel, store: ExpertStore, slots: int, device: str
+) -> tuple[Float64, Float64, Float64, dict[str, Float64]]:
+    """Seconds of each token [N]: of all, in mixture layers, in others; and what the runtime counted of it, by field."""
+    ids = need("torch", "models").arange(PROMPT, device=device)[None] % WORDS
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with (
-        Engine(hollow, store, store.num_layers * store.num_experts, wish=ASKED, device=device) as engine,
-        _Laps(model, found) as laps,
-    ):
+    with Engine(hollow, store, slots, wish=ASKED, device=device) as engine, _Laps(hollow.model, hollow.stacks) as laps:
         began = time.perf_counter()
         engine.generate(ids, max_new_tokens=1 + SKIPPED, **options)
         each = (time.perf_counter() - began) / (1 + SKIPPED)
         count = max(SKIPPED, min(TOKENS, int(LONG_ENOUGH / each)))
         engine.generate(ids, max_new_tokens=1 + SKIPPED + count, streamer=laps, **options)
         numbers = engine.passes()[1][-count:].sum(axis=1)
-    layers = len(found[-1].layers)  # the decoder's, where there are two stacks
-    whole, mixture, others = laps.tokens(count)
-    demanded, compute, stall, look = (numbers[:, PLACE[n]] for n in ("demanded", "compute", "stall", "predictor"))
-    return Spent(
-        expert=compute / demanded,
-        layer=(mixture - compute - stall - look) / layers,
-        rest=whole - mixture - others + repeated * others,
-        look=look / layers,
-    )
+    return *laps.tokens(count), {name: numbers[:, place] for name, place in PLACE.items()}
 
 
 @final

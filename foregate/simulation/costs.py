@@ -122,7 +122,8 @@ def _reads(profile: Profile, expert_bytes: tuple[int, ...], threads: int) -> Flo
     for layer, size in enumerate(expert_bytes):
         for at_once in range(1, threads + 1):
             copy = profile.copy_seconds(size) * at_once if profile.has_device else profile.copy_seconds(size, at_once)
-            disk = profile.read_seconds(size, at_once) + (copy if profile.has_device else 0.0)
+            turn = profile.turn_seconds("read") * at_once  # handed from thread to thread, one read after the other
+            disk = profile.read_seconds(size, at_once) + turn + (copy if profile.has_device else 0.0)
             found[:, layer, at_once - 1] = disk, copy
     return found
 
