@@ -8,7 +8,7 @@ from foregate.memory import predicted
 from foregate.memory.compiled import entry, inner, pasted
 from foregate.memory.eviction import admit, touch, victim
 from foregate.memory.lists import HOME, drop, oldest, push, size
-from foregate.memory.ordered import HIGHEST, LOWEST, ordered
+from foregate.memory.ordered import HIGHEST, LOWEST, TIES, ordered
 from foregate.memory.predicted import Forecast
 from foregate.memory.prefetch import BUDGET, most, review, wanted, worth
 from foregate.memory.state import (
@@ -88,7 +88,7 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
         now[FLOOR] = moment(len(state.known), now[PASS], layer, now[WAVE] - 1)
     lock = moment(len(state.known), now[PASS], layer, now[WAVE])
     limit = _wave_size(state, len(experts))
-    hits = _serve_residents(state, layer, experts, future, limit, lock)
+    hits = _serve_residents(state, forecast, layer, experts, future, limit, lock)
     missing = len(experts) - hits
     reads = missing if len(experts) <= limit else limit - hits
     for r in range(reads):
@@ -96,7 +96,8 @@ def demand(state: State, forecast: Forecast | None, layer: int, experts: Int32, 
         key = layer * desk.shape[1] + experts[i]
         _read(state, forecast, key, key, r)
         state.lock[key] = lock
-        admit(state, now[POLICY], key, future[i] if len(future) > 0 else 0)
+        if forecast is None:
+            admit(state, now[POLICY], key, future[i] if len(future) > 0 else 0)
         desk[EXPERT, hits + r], desk[SLOT, hits + r] = experts[i], state.slot_of[key]
         desk[HIT, hits + r] = desk[GUESSED, hits + r] = 0
     for r in range(reads, missing):
@@ -119,6 +120,7 @@ def expect(state: State, forecast: Forecast | None, layer: int, chance: Float32)
     """`chance` [E]: the probability that each expert is used when `layer` runs next."""
     for e in range(len(chance)):
         state.chance[layer, e] = chance[e]
+        state.merit[layer, e] = (ordered(chance[e]) | TIES) - e
     state.known[layer] = True
     state.dials[GAIN] -= state.dials[LOOK_SECONDS]
     if forecast is not None:
@@ -141,13 +143,14 @@ def speculate(state: State, forecast: Forecast | None, layer: int) -> int:
     distance = layer - now[LAYER] + (0 if later else len(state.known))
     held = now[LOCKED] + now[PREVIOUS]
     held = held if held > now[ROOM] else now[ROOM]
-    issued, best = 0, -1
+    issued, merit = 0, HIGHEST
     for rank in range(most(now, state.dials, E)):
-        best = _next_best(state.chance, layer, best)
-        key = layer * E + best
-        if not wanted(
-            now, state.dials, state.counts, len(state.key_of), distance, state.chance[layer, best], rank, issued
-        ):
+        merit = _next_best(state.merit, layer, merit)
+        best = TIES - (merit & TIES)
+        key, chance, gain = layer * E + best, state.chance[layer, best], 0.0
+        if now[RULE] == BUDGET:
+            gain = worth(now, state.dials, state.counts, len(state.key_of), distance, chance)
+        if not wanted(now, state.dials, chance, rank, issued, gain):
             break
         if state.lock[key] >= until and state.slot_of[key] >= 0:
             continue
@@ -155,18 +158,16 @@ def speculate(state: State, forecast: Forecast | None, layer: int) -> int:
             break
         if keys[key, HOME] == STALE:  # it has a second chance
             drop(keys, key)
+        if forecast is not None:
+            predicted.held(forecast, layer, state.slot_of[key])
         if state.slot_of[key] < 0:
-            if now[RULE] == BUDGET:
-                chance = state.chance[layer, best]
-                state.dials[GAIN] += worth(now, state.dials, state.counts, len(state.key_of), distance, chance)
+            state.dials[GAIN] += gain
             _read(state, forecast, key, -1, issued)
             keys[key, GUESS] = 1
             state.counts[layer, GUESSES] += 1
             now[READS] += 1
             issued += 1
         state.lock[key] = until
-        if forecast is not None:
-            predicted.changed(forecast, layer, layer)
         state.promised[now[PROMISED]] = key
         now[PROMISED] += 1
     return issued
@@ -211,8 +212,13 @@ def _wave_size(state: State, experts: int) -> int:
 
 
 @pasted
-def _serve_residents(state: State, layer: int, experts: Int32, future: Int64, limit: int, lock: int) -> int:  # noqa: PLR0917
-    """Those that are there, in order, up to `limit`; places of all others go to REST."""
+def _serve_residents(  # noqa: PLR0917
+    state: State, forecast: Forecast | None, layer: int, experts: Int32, future: Int64, limit: int, lock: int
+) -> int:
+    """Those that are there, in order, up to `limit`; places of all others go to REST.
+
+    `predicted` keeps nothing about residents, and is not told of them.
+    """
     desk, keys, E = state.desk, state.keys, state.chance.shape[1]
     served, others, guessed = 0, 0, 0
     for i in range(len(experts)):
@@ -228,9 +234,10 @@ def _serve_residents(state: State, layer: int, experts: Int32, future: Int64, li
             keys[key, GUESS] = 0
             if keys[key, HOME] == STALE:
                 drop(keys, key)
-            admit(state, state.now[POLICY], key, future[i] if len(future) > 0 else 0)
+            if forecast is None:
+                admit(state, state.now[POLICY], key, future[i] if len(future) > 0 else 0)
             guessed += 1
-        else:
+        elif forecast is None:
             touch(state, state.now[POLICY], key, future[i] if len(future) > 0 else 0)
         served += 1
     state.counts[layer, GUESS_HITS] += guessed
@@ -264,19 +271,10 @@ def _read(state: State, forecast: Forecast | None, key: int, asker: int, row: in
     state.desk[KEY_IN, row], state.desk[SLOT_IN, row], state.desk[EVICTED, row] = key, slot, gone
 
 
-@inner
-def _next_best(chances: Float32, layer: int, before: int) -> int:
-    """The expert that follows `before` (-1 = none) from the likeliest down, ties by the lower id."""
-    E = chances.shape[1]
-    last = ordered(chances[layer, before]) if before >= 0 else HIGHEST
-    highest = LOWEST
-    for e in range(E):
-        rank = ordered(chances[layer, e])
-        follows = (rank < last) | ((rank == last) & (e > before))
-        highest = max(highest, rank if follows else LOWEST)
-    best = E
-    for e in range(E):
-        rank = ordered(chances[layer, e])
-        follows = (rank < last) | ((rank == last) & (e > before))
-        best = min(best, e if follows & (rank == highest) else E)
-    return int(best)
+@pasted
+def _next_best(merit: Int64, layer: int, before: int) -> int:
+    """The highest merit in the layer below `before`."""
+    best = LOWEST
+    for e in range(merit.shape[1]):
+        best = max(best, merit[layer, e] if merit[layer, e] < before else LOWEST)
+    return best  # type: ignore[no-any-return]

@@ -6,6 +6,8 @@ from foregate.memory.compiled import pasted
 
 HIGHEST = np.int64(2**63 - 1)
 LOWEST = np.int64(-(2**63))
+TIES = np.int64(2**29 - 1)
+"""Bits that are the same in all ordered float32: there is room for what decides between equals."""
 
 
 @pasted

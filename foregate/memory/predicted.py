@@ -72,11 +72,11 @@ class Forecast(NamedTuple):
                             `foregate.simulation.foresight`); empty where not
     worth     [UNKNOWN + 1] logarithm of what an expert is worth that is known to be used again, by its level
     later     [UNKNOWN + 1] what one is worth a pass later that is not used in the next one, by its level
-    own       [L, E]        values by the network, see above
+    own       [L, E]        values by the network, see above; `ordered`
     value     [L, E]        the same, or by what `expect` was told
     time      [2]           PASS: passes so far, LAYER: the layer that runs
     sets      [1]           how many have been observed
-    lowest    [L]           the least value among those of a layer that may leave, `ordered`
+    lowest    [L]           the least value among those of a layer that may leave
     leaver    [L]           in which slot; UNASKED: something has changed since, NOBODY: none may leave
     features  [FEATURES, E] room to work in
     logit     [E]           room to work in
@@ -89,8 +89,8 @@ class Forecast(NamedTuple):
     foreseen: UInt16
     worth: Float32
     later: Float64
-    own: Float64
-    value: Float64
+    own: Int64
+    value: Int64
     time: Int64
     sets: Int64
     lowest: Int64
@@ -111,7 +111,9 @@ def make_forecast(
     file = options.file if options else ""
     logits = np.arange(-REACH * STEPS, REACH * STEPS + 1) / STEPS
     worth = np.r_[-np.log1p(np.exp(-logits)), NOTHING_KNOWN].astype(np.float32)
+    # As wide as what the network says of it later; -2 and less: the smaller bits are the larger number.
     start = NOTHING_KNOWN - np.tile(np.arange(L)[:, None] / max(L, 1) / HORIZON, E)
+    start = start.view(np.int64) ^ HIGHEST
     return Forecast(
         habits=load(Path(file), L, E) if file else make_habits(L, E),
         network=Network(*weights()),
@@ -179,6 +181,13 @@ def changed(forecast: Forecast, first: int, last: int) -> None:
 
 
 @pasted
+def held(forecast: Forecast, layer: int, slot: int) -> None:
+    """What is in a slot (-1 = in none) may leave no longer: it matters where it was the first to."""
+    if slot >= 0 and forecast.leaver[layer] == slot:
+        forecast.leaver[layer] = UNASKED
+
+
+@pasted
 def victim(forecast: Forecast, slot_of: Int32, lock: Int64, floor: int) -> int:
     """The slot to empty: of the least worth with lock[key] < floor; of equals the lowest slot. NOBODY if there is none.
 
@@ -188,33 +197,45 @@ def victim(forecast: Forecast, slot_of: Int32, lock: Int64, floor: int) -> int:
 
 
 @inner
-def _leaver(known: tuple[Int64, Int32], value: Float64, slot_of: Int32, lock: Int64, floor: int) -> int:
+def _leaver(known: tuple[Int64, Int32], value: Int64, slot_of: Int32, lock: Int64, floor: int) -> int:
     lowest, leaver = known
-    best = 0
+    layer = _unasked(leaver)
+    while layer < len(leaver):
+        _search(value, slot_of, lock, floor, layer, lowest, leaver)
+        layer = _unasked(leaver)
+    least, slot, best = HIGHEST, NOBODY, 0
     for layer in range(len(leaver)):
-        if leaver[layer] == UNASKED:
-            _search(value, slot_of, lock, floor, layer, lowest, leaver)
-        if lowest[layer] < lowest[best] or (lowest[layer] == lowest[best] and leaver[layer] < leaver[best]):
-            best = layer
-    slot = leaver[best]
+        least = min(least, lowest[layer])
+    for layer in range(len(leaver)):
+        slot = min(slot, leaver[layer] if lowest[layer] == least else NOBODY)
+    for layer in range(len(leaver)):
+        best = max(best, layer if leaver[layer] == slot else 0)
     leaver[best] = UNASKED
     return int(slot)
 
 
-@inner
+@pasted
+def _unasked(leaver: Int32) -> int:
+    """The first layer that is to be searched; their number if there is none."""
+    first = len(leaver)
+    for layer in range(len(leaver)):
+        first = min(first, layer if leaver[layer] == UNASKED else len(leaver))
+    return first
+
+
+@pasted
 def _search(  # noqa: PLR0917
-    value: Float64, slot_of: Int32, lock: Int64, floor: int, layer: int, lowest: Int64, leaver: Int32
+    value: Int64, slot_of: Int32, lock: Int64, floor: int, layer: int, lowest: Int64, leaver: Int32
 ) -> None:
     """Without branches, so that eight experts are looked at at once."""
     E = value.shape[1]
     least, first = HIGHEST, NOBODY
     for e in range(E):
         key = np.uint32(layer * E + e)
-        rank = ordered(value[layer, e]) if (slot_of[key] >= 0) & (lock[key] < floor) else HIGHEST
-        least = min(least, rank)
+        least = min(least, value[layer, e] if (slot_of[key] >= 0) & (lock[key] < floor) else HIGHEST)
     for e in range(E):
         key = np.uint32(layer * E + e)
-        may = (ordered(value[layer, e]) == least) & (slot_of[key] >= 0) & (lock[key] < floor)
+        may = (value[layer, e] == least) & (slot_of[key] >= 0) & (lock[key] < floor)
         first = min(first, slot_of[key] if may else NOBODY)
     lowest[layer], leaver[layer] = least, first
 
@@ -242,21 +263,21 @@ def _step(logit: Float32, level: UInt16, layer: int) -> None:
 
 
 @inner
-def _value(worth: Float32, level: UInt16, own: Float64, value: Float64, layer: int, turn: float) -> None:  # noqa: PLR0917
+def _value(worth: Float32, level: UInt16, own: Int64, value: Int64, layer: int, turn: float) -> None:  # noqa: PLR0917
     for e in range(level.shape[1]):
-        own[layer, e] = value[layer, e] = worth[level[layer, e]] - turn
+        own[layer, e] = value[layer, e] = ordered(worth[level[layer, e]] - turn)
 
 
 @inner
 def _blend(  # noqa: PLR0917
-    chance: Float32, level: UInt16, later: Float64, value: Float64, layer: int, turn: float, unused: Float64
+    chance: Float32, level: UInt16, later: Float64, value: Int64, layer: int, turn: float, unused: Float64
 ) -> None:
     """Used with this chance when the layer runs next; if not, worth what it is worth a pass later."""
     for e in range(len(chance)):  # a loop that looks up and computes would do both one by one
         unused[e] = later[level[layer, e]]
     for e in range(len(chance)):
         used = min(max(float(chance[e]), 0.0), 1.0)
-        value[layer, e] = logarithm(used + (1 - used) * unused[e]) - turn
+        value[layer, e] = ordered(logarithm(used + (1 - used) * unused[e]) - turn)
 
 
 @inner_fused

@@ -106,25 +106,28 @@ def most(now: Int64, dials: Float64, experts: int) -> int:
     return min(int(dials[AMOUNT]), experts) if now[RULE] == TOP else experts
 
 
-@inner
-def wanted(  # noqa: PLR0917
-    now: Int64, dials: Float64, counts: Int64, slots: int, distance: int, chance: float, rank: int, issued: int
-) -> bool:
-    """Whether to have an expert there for the layer `distance` layers on, in a `State` of so many slots.
+@pasted
+def wanted(now: Int64, dials: Float64, chance: float, rank: int, issued: int, gain: float) -> bool:  # noqa: PLR0917
+    """Whether to have an expert there.
 
-    chance  that it is used    rank  among the layer's experts, from 0    issued  reads ahead for it, so far
+    chance  that it is used                  rank  among the layer's experts, from 0
+    issued  reads ahead for it, so far       gain  see `worth`; counts only for `budget`
     """
     rule, amount = now[RULE], dials[AMOUNT]
     if rule == TOP:
-        return rank < amount  # type: ignore[no-any-return]
-    if rule == THRESHOLD:
-        return chance >= amount  # type: ignore[no-any-return]
-    return rule == BUDGET and issued < amount and worth(now, dials, counts, slots, distance, chance) > 0
+        want = rank < amount
+    elif rule == THRESHOLD:
+        want = chance >= amount
+    else:
+        want = rule == BUDGET and issued < amount and gain > 0
+    return want  # type: ignore[no-any-return]
 
 
 @inner
 def worth(now: Int64, dials: Float64, counts: Int64, slots: int, distance: int, chance: float) -> float:  # noqa: PLR0917
-    """Seconds that reading one more expert ahead is expected to save, less those that it is expected to cost."""
+    """Seconds that reading one more expert ahead is expected to save, less those that it is expected to cost, for the
+    layer `distance` layers on, in a `State` of so many slots.
+    """
     read = dials[READ_SECONDS]
     left = distance * dials[WINDOW_SECONDS] - now[READS] * read
     hidden = min(max(left, 0.0), read)

@@ -75,6 +75,7 @@ class State(NamedTuple):
     order     [C + 1]     see `heap`, as for rank [K, 3]
     calendar              of next uses
     chance    [L, E]      what `expect` said about each layer's next run
+    merit     [L, E]      the same as numbers that differ, the likeliest highest, of equals the lower id
     known     [L]         whether it did
     counts    [L, 6]      see RESIDENT_HITS
     now       [18]        see POLICY
@@ -91,6 +92,7 @@ class State(NamedTuple):
     rank: Float64
     calendar: Calendar
     chance: Float32
+    merit: Int64
     known: Bool
     counts: Int64
     now: Int64
@@ -114,6 +116,7 @@ def make_state(num_layers: int, num_experts: int, slots: int, *, policy: int, ro
         rank=make_rank(K),
         calendar=make_calendar(K if horizon else 0, horizon),
         chance=np.zeros((L, E), np.float32),
+        merit=np.zeros((L, E), np.int64),
         known=np.zeros(L, np.bool_),
         counts=np.zeros((L, COUNTERS), np.int64),
         now=now,

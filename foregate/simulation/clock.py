@@ -161,7 +161,7 @@ def _write(  # noqa: PLR0917
 
 @pasted
 def ask(clock: Clock, slot: int, urgent: bool) -> None:
-    """Read the slot's expert, as soon as its turn comes."""
+    """Read the slot's expert, as soon as its turn comes: `start` is to follow, once for all that are asked for."""
     now, entry = clock.now, clock.slots[slot]
     entry[STAGE], entry[URGENT], entry[NUMBER] = QUEUED, urgent, now[TICKETS]
     now[TICKETS] += 1
@@ -169,7 +169,13 @@ def ask(clock: Clock, slot: int, urgent: bool) -> None:
     now[QUEUE] += 1
     if urgent:
         now[NEAREST] = entry[LAYER]
-    _start(clock)
+
+
+@pasted
+def start(clock: Clock) -> None:
+    """What was asked for begins, where the link has room."""
+    if clock.now[QUEUE] > 0 and clock.now[FLYING] < len(clock.flying):
+        _begin(clock)
 
 
 @pasted
@@ -203,7 +209,7 @@ def work(clock: Clock, seconds: float) -> float:
     if drowsy:
         seconds = _drowsily(clock.dial, seconds)
     began = clock.dial[TIME]
-    if clock.now[FLYING] > 0:
+    if clock.now[FLYING] > 0 and seconds > 0:
         _work_beside(clock, seconds)
     else:
         clock.dial[TIME] += seconds
@@ -336,6 +342,11 @@ def _start(clock: Clock) -> None:
         row[SLOT], row[LEFT], row[BEGAN], row[AHEAD] = slot, 1.0, began, ahead
         row[OF], row[ON], row[KIND] = entry[KEY], layer, kind
         now[FLYING] += 1
+
+
+@inner
+def _begin(clock: Clock) -> None:
+    _start(clock)
 
 
 @pasted

@@ -5,6 +5,7 @@ It does what `foregate.runtime.fetch.Fetch` does, with the clock's link in place
 same; tests compare them.
 """
 
+from foregate.arrays import Int32, Int64
 from foregate.memory.compiled import inner, pasted
 from foregate.memory.core import begin, demand
 from foregate.memory.predicted import Forecast
@@ -40,6 +41,7 @@ from foregate.simulation.clock import (
     cancel,
     count,
     promote,
+    start,
     wait,
 )
 
@@ -61,6 +63,7 @@ def issue(clock: Clock, host: Host | None, state: State, reads: int, layer: int,
         _forget(clock, slot)
         slots[slot, KEY], slots[slot, LAYER] = desk[KEY_IN, r], layer
         _submit(clock, host, slot, not ahead)
+    start(clock)
     if ahead:
         for r in range(reads):
             slots[desk[SLOT_IN, r], GUESS] = True
@@ -84,6 +87,7 @@ def require(clock: Clock, host: Host | None, state: State, served: int, layer: i
             _submit(clock, host, slot, True)
         elif not there and known:
             promote(clock, slot)
+    start(clock)
     count(clock, layer, DEMANDED, served)
     count(clock, layer, RESIDENT, resident)
     count(clock, layer, IN_TIME, in_time)
@@ -96,9 +100,10 @@ def passed(clock: Clock, layer: int) -> None:
     """Guesses for this layer that were not demanded are stale: those that never started are dropped."""
     i = 0
     while i < clock.now[QUEUE]:
-        i += not _drop(clock, clock.queue[i], layer)
+        i += not (_guessed(clock, clock.queue[i], layer) and _drop(clock, clock.queue[i], layer))
     for j in range(clock.now[LATER]):
-        _drop(clock, clock.later[j], layer)
+        if _guessed(clock, clock.later[j], layer):
+            _drop(clock, clock.later[j], layer)
 
 
 @pasted
@@ -119,6 +124,7 @@ def _resume(clock: Clock, host: Host | None) -> None:
             clock.later[kept] = slot
             kept += 1
     clock.now[LATER] = kept
+    start(clock)
 
 
 @pasted
@@ -126,20 +132,32 @@ def arrive(clock: Clock, host: Host | None, slot: int) -> float:
     """The worker waits until the bytes of the slot's expert are there. Returns: seconds."""
     began = clock.dial[TIME]
     if clock.slots[slot, STAGE] in (NOTHING, LEAVING, PUT_OFF, DUE):
-        wait(clock, slot)
-        _submit(clock, host, slot, True)
+        _ask_again(clock, host, slot)
     promote(clock, slot)
     wait(clock, slot)
     return float(clock.dial[TIME] - began)
 
 
 @inner
+def _ask_again(clock: Clock, host: Host | None, slot: int) -> None:
+    """What was called off is needed after all."""
+    wait(clock, slot)
+    _submit(clock, host, slot, True)
+    start(clock)
+
+
+@pasted
+def _guessed(clock: Clock, slot: int, layer: int) -> bool:
+    """Whether the slot's is a guess for the layer."""
+    return clock.slots[slot, GUESS] > 0 and clock.slots[slot, LAYER] == layer  # type: ignore[no-any-return]
+
+
+@inner
 def _drop(clock: Clock, slot: int, layer: int) -> bool:
-    """Whether the slot's was a guess for the layer, that had not started and now never will."""
-    entry = clock.slots[slot]
-    if not entry[GUESS] or entry[LAYER] != layer or not cancel(clock, slot):
+    """Whether a guess had not started, and now never will."""
+    if not cancel(clock, slot):
         return False
-    entry[GUESS] = False
+    clock.slots[slot, GUESS] = False
     count(clock, layer, DROPPED, 1)
     return True
 
@@ -156,30 +174,36 @@ def _forget(clock: Clock, slot: int) -> None:
         count(clock, entry[LAYER], WASTED if stage in (READING, THERE) else DROPPED, 1)
 
 
-@inner
-def _submit(clock: Clock, host: Host | None, slot: int, urgent: bool) -> None:
-    """Ask for the slot's expert, now or once nothing is written there."""
-    entry = clock.slots[slot]
-    if entry[STAGE] in (LEAVING, PUT_OFF):
-        entry[STAGE], entry[URGENT] = PUT_OFF, urgent
-        _put_off(clock, slot)
-        return
-    if host is not None:
-        planner, forecast = host
-        layer = int(entry[LAYER])
-        planner.promised[0] = entry[KEY] - layer * planner.chance.shape[1]  # nothing is promised there
-        begin(planner, forecast, False)
-        demand(planner, forecast, layer, planner.promised[:1], planner.lock[:0])
-    ask(clock, slot, urgent)
-
-
 @pasted
-def _put_off(clock: Clock, slot: int) -> None:
-    now = clock.now
+def _submit(clock: Clock, host: Host | None, slot: int, urgent: bool) -> None:
+    """Ask for the slot's expert, now or once nothing is written there; `start` is to follow."""
+    if clock.slots[slot, STAGE] in (LEAVING, PUT_OFF):
+        clock.slots[slot, STAGE], clock.slots[slot, URGENT] = PUT_OFF, urgent
+        _put_off(clock.later, clock.now, slot)
+    else:
+        if host is not None:
+            _place(clock, host, slot)
+        ask(clock, slot, urgent)
+        if host is not None:  # the next one may take its place in host memory
+            start(clock)
+
+
+@inner
+def _place(clock: Clock, host: Host, slot: int) -> None:
+    """The slot's expert gets a place in host memory, if it has none."""
+    planner, forecast = host
+    layer = int(clock.slots[slot, LAYER])
+    planner.promised[0] = clock.slots[slot, KEY] - layer * planner.chance.shape[1]  # nothing is promised there
+    begin(planner, forecast, False)
+    demand(planner, forecast, layer, planner.promised[:1], planner.lock[:0])
+
+
+@inner
+def _put_off(later: Int32, now: Int64, slot: int) -> None:
     for i in range(now[LATER]):
-        if clock.later[i] == slot:
+        if later[i] == slot:
             return
-    clock.later[now[LATER]] = slot
+    later[now[LATER]] = slot
     now[LATER] += 1
 
 
