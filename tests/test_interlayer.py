@@ -74,7 +74,7 @@ def test_presets_are_the_published_sizes() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_it_learns_and_the_target_layer_matters(name: str) -> None:
     fold = next(split(planted(), "prompt"))
-    predictor = build(PREDICTORS, f"{name}:{LEARNS},epochs=20", horizon=2).fit(fold.train, fold.validation)
+    predictor = build(PREDICTORS, f"{name}:{LEARNS},epochs=14", horizon=2).fit(fold.train, fold.validation)
     for distance in (1, 2):
         tally = evaluate(predictor, fold.test, distance=distance)
         assert np.nanmean(tally.mean("top1")[distance:]) > 0.9, tally.mean("top1")

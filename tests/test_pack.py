@@ -19,6 +19,8 @@ from foregate.store.direct import aligned
 
 torch = pytest.importorskip("torch")
 
+from tiny_models import WORDS, family, tokenizer  # noqa: E402
+
 from foregate.cli import app  # noqa: E402
 from foregate.models import stacks  # noqa: E402
 from foregate.store import conversion, quantise  # noqa: E402
@@ -30,7 +32,6 @@ from foregate.store.packing import BITS, PART, pack, plan  # noqa: E402
 from foregate.store.perplexity import put_weights  # noqa: E402
 from foregate.store.source import Source, open_source  # noqa: E402
 from foregate.store.weight import PackedWeight  # noqa: E402
-from tests.tiny_models import WORDS, family, tokenizer  # noqa: E402
 
 # One of every way in which a family keeps its experts: fused, fused and transposed, with biases, a matrix of all
 # experts below each other, two modules a layer, a module per expert.

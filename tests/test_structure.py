@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,8 +38,11 @@ HEAVY = {
 }
 
 
-def modules() -> dict[str, ast.Module]:
-    return {str(p.relative_to(ROOT)): ast.parse(p.read_text()) for p in sorted(ROOT.rglob("*.py"))}
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+
+
+def parsed(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -57,10 +59,10 @@ def part(name: str) -> str:
     return name.removeprefix("foregate.").split(".", maxsplit=1)[0]
 
 
-@pytest.mark.parametrize(("file", "tree"), modules().items(), ids=list(modules()))
-def test_imports_point_one_way(file: str, tree: ast.Module) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_one_way(file: str) -> None:
     here = file.removesuffix(".py").split("/")[0]
-    used = {part(name) for name in imported(tree) if name.startswith("foregate.")}
+    used = {part(name) for name in imported(parsed(file)) if name.startswith("foregate.")}
     if here not in ("cli", "__init__"):
         assert "cli" not in used
     allowed: set[str] = set()
@@ -70,9 +72,9 @@ def test_imports_point_one_way(file: str, tree: ast.Module) -> None:
             assert used <= allowed, f"{file} imports {used - allowed}"
 
 
-@pytest.mark.parametrize(("file", "tree"), modules().items(), ids=list(modules()))
-def test_heavy_libraries_are_imported_where_they_are_used(file: str, tree: ast.Module) -> None:
-    top = ast.Module(body=[n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], type_ignores=[])
+@pytest.mark.parametrize("file", FILES)
+def test_heavy_libraries_are_imported_where_they_are_used(file: str) -> None:
+    top = ast.Module(body=[n for n in parsed(file).body if isinstance(n, ast.Import | ast.ImportFrom)], type_ignores=[])
     assert not {name.split(".")[0] for name in imported(top)} & HEAVY
 
 
@@ -88,20 +90,6 @@ def test_help_loads_nothing_heavy() -> None:
     code = "import sys, foregate.cli; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {name for name in (HEAVY | {"numpy", "numba", "pyarrow"}) if f"'{name}'" in loaded}
-
-
-def test_help_is_quick() -> None:
-    """0.3 s on an idle machine; a busy one is measured against the same Python importing typer and rich alone."""
-
-    def seconds(code: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-        return time.perf_counter() - started
-
-    ours = "import sys; sys.argv = ['foregate', '--help']; from foregate.cli import main; main()"
-    theirs = "import typer.main, rich.console, rich.panel, rich.table, rich.markup"
-    best = min(seconds(ours) - seconds(theirs) for _ in range(5))
-    assert best < 0.3
 
 
 def test_the_core_runs_without_the_extras() -> None:
