@@ -54,8 +54,8 @@ from foregate.traces.storage import read_trace, write_trace
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
 THREADS = 2  # that read
-GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2", "budget:1GiB")]
-MORE = [("s3fifo", "threshold:0.5"), ("arc", "none")]
+GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2")]
+MORE = [("s3fifo", "threshold:0.5"), ("arc", "none"), ("predicted", "budget:1GiB")]
 CHOSEN = np.random.default_rng(0)  # whose turn it is to be read
 PROBES = 2  # after each token: a read alone and two at once, so many times
 PAIRS = 8  # of reads that begin together, in a profile

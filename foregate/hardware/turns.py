@@ -1,5 +1,5 @@
 """What the runtime itself takes: for an expert beside its arithmetic, for a mixture layer beside its dense part, for a
-pass beside its layers, for asking a predictor, for reading an expert beside its bytes. It runs a few layers of the model
+pass beside its layers, for asking a predictor, for reading an expert beside its bytes. It runs a few layers of a model
 on random weights; nothing is read from a disk.
 
 Planner, hooks and transformers' own Python are most of it. Where experts are small they are most of a token's time.
