@@ -47,8 +47,10 @@ from foregate.simulation.passes import passes_of
 from foregate.simulation.shapes import ModelShape, of_config
 from foregate.simulation.simulate import Setting, play
 from foregate.spec import MoESpec
+from foregate.store.base import ExpertStore
 from foregate.store.checkpoint import CheckpointStore
 from foregate.store.direct import aligned
+from foregate.store.packed import PackedStore
 from foregate.traces.storage import read_trace, write_trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +114,7 @@ class Watch:
     work  computes for a few milliseconds: processors that idled while they read are slow to begin
     """
 
-    def __init__(self, store: CheckpointStore, work: Callable[[], object]) -> None:
+    def __init__(self, store: ExpertStore, work: Callable[[], object]) -> None:
         self.marks: list[float] = []
         self.reads: list[tuple[float, ...]] = []
         self._store, self._work, self._paused = store, work, 0.0
@@ -157,7 +159,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def through_store(store: CheckpointStore, given: compute.Outline, seconds: float) -> list[Timing]:
+def through_store(store: ExpertStore, given: compute.Outline, seconds: float) -> list[Timing]:
     """Reads of whole experts as the runtime makes them, by how many are under way, and the overlap with computing."""
     size = store.layout.slot_bytes
     work = compute.Experts(given).work(1)
@@ -181,13 +183,13 @@ def through_store(store: CheckpointStore, given: compute.Outline, seconds: float
     return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
 
 
-def began_together(store: CheckpointStore) -> tuple[float, float]:
+def began_together(store: ExpertStore) -> tuple[float, float]:
     """Seconds until the first of two reads that began together is there, and until both are."""
     first, last = sorted(_read(store, 2, 0.0))
     return first, last
 
 
-def _read(store: CheckpointStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
+def _read(store: ExpertStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
     """Seconds of single reads of random experts, at least one by each thread."""
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -211,7 +213,7 @@ def _read(store: CheckpointStore, threads: int, seconds: float, stop: threading.
     return times
 
 
-def profiled(folder: Path, predictor: Path, store: CheckpointStore, given: compute.Outline) -> Profile:
+def profiled(folder: Path, predictor: Path, store: ExpertStore, given: compute.Outline) -> Profile:
     """This machine now."""
     effort = replace(QUICK, cold=256 << 20, tokens=(1, 2, 4, 16, 64), rounds=2)
     profile = profile_machine(folder, model=str(folder), predictor=predictor, effort=effort)
@@ -246,12 +248,13 @@ class Bench:
     """What all runs share."""
 
     folder: Path
+    packed: Path | None
     shape: ModelShape
     predictor: Predictor
     distance: int
     tokens: int
     pace: Pace
-    store: CheckpointStore
+    store: ExpertStore
     work: Callable[[], object]
 
     def run(self, case: Case, ids: Any) -> tuple[Block, Any]:
@@ -263,6 +266,7 @@ class Bench:
             evict=case.evict,
             prefetch=f"{case.policy},distance={self.distance}" if guessing else None,
             predictor=self.predictor if guessing else None,
+            store=self.packed,
             threads=THREADS,
             read_seconds=self.pace.read,
             window_seconds=self.pace.window,
@@ -401,6 +405,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder made by recipes/widen.py")
+    parser.add_argument("--store", type=Path, help="its experts as foregate pack --bits 16 wrote them; else in place")
     parser.add_argument("--budgets", default="25%,50%", help="shares of all experts")
     parser.add_argument("--predictor", default="multi-layer", help="a saved one (.npz), or one that needs no fit")
     parser.add_argument("--distance", type=int, default=1)
@@ -416,7 +421,8 @@ def main() -> None:
     cases = [Case(evict, policy, b) for b in budgets for evict, policy in GRID]
     cases += [Case(evict, policy, budgets[0]) for evict, policy in MORE]
     cases = cases[: options.only]
-    store, given = CheckpointStore(options.model), compute.outline(str(options.model))
+    store = CheckpointStore(options.model) if options.store is None else PackedStore(options.store)
+    given = compute.outline(str(options.model))
     shape = of_config(str(options.model))
     spec = MoESpec(shape.name, "decoder", tuple(range(shape.layers)), shape.experts, shape.top_k, shape.expert_bytes)
     predictor = find(Wish(options.predictor, "top:2", options.distance), spec, lambda: None)
@@ -432,7 +438,7 @@ def main() -> None:
     kept.profile(0, profile)
     pace = pace_of(kept.profiles()[0], shape, on_disk=True)
     work = compute.Experts(given).work(1)
-    bench = Bench(options.model, shape, predictor, options.distance, options.tokens, pace, store, work)
+    bench = Bench(options.model, options.store, shape, predictor, options.distance, options.tokens, pace, store, work)
     _read(store, THREADS, 0.0), work()
     print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
     if options.rounds:

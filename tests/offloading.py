@@ -59,7 +59,7 @@ class Pair:
         if options.get("evict") == "static":
             shape = store.num_layers, store.num_experts
             options["usage"] = np.random.default_rng(0).integers(0, 9, shape)
-        return Engine(self.hollow, store, slots or self.fewest, wish=Wish.of(prefetch), **options)
+        return Engine(self.hollow, store, slots or self.fewest, **{"wish": Wish.of(prefetch), **options})
 
 
 def written(generate: Any, ids: Any = TWO_PROMPTS, **options: Any) -> Any:

@@ -193,23 +193,25 @@ def _few_layers(name: str, device: str, *, trust_remote_code: bool) -> tuple[Any
     dtype = config.dtype or config.get_text_config().dtype or torch.float32
     for part in (config, config.get_text_config()):
         part.pad_token_id = 0
-        for name_of in [key for key in vars(part) if key.startswith("vocab_size")]:
-            setattr(part, name_of, WORDS)
+        for key in [key for key in vars(part) if key.startswith("vocab_size")]:
+            setattr(part, key, WORDS)
     with torch.device("meta"):
         model = auto_class(transformers, config, name).from_config(config, dtype=dtype).eval()
-    before = after = 0
+    plain = _plain_layers(stacks(model, name))
     for stack in stacks(model, name):
         layers = _list_of(stack)
-        end = list(layers).index(few([layer.entry for layer in stack.layers])[-1]) + 1
-        before += len(layers) - len(stack.layers)
-        del layers[end:]
+        del layers[list(layers).index(few([layer.entry for layer in stack.layers])[-1]) + 1 :]
     found = stacks(model, name)
-    after = sum(len(_list_of(stack)) - len(stack.layers) for stack in found)
     experts = {id(m) for stack in found for layer in stack.layers for e in layer.experts for m in e.modules()}
     for module in model.modules():
         if id(module) not in experts:
             materialise(torch, module, device)
-    return model, before / max(after, 1)
+    return model, plain / max(_plain_layers(found), 1)
+
+
+def _plain_layers(found: tuple[Stack, ...]) -> int:
+    """How many layers without experts there are in the stacks' lists."""
+    return sum(len(_list_of(stack)) - len(stack.layers) for stack in found)
 
 
 def _list_of(stack: Stack) -> Any:
