@@ -4,9 +4,9 @@ is simulated with this machine's profile; tokens a second are compared.
 Settings take turns, prompt by prompt, each cold; the machine is profiled anew before each prompt, on the model's own
 files, and medians are taken. Reads are timed through the store that the runtime reads with, whose copies are part of
 what a read takes; so is what reading and computing cost each other. The speed of a shared disk changes within seconds:
-after each token the clock stops for reads of random experts, one alone and two at once, and the run is simulated with
-the means of these. What was measured is kept in a folder, routing and profiles too: a run that was stopped goes on, and
-`--rounds 0` only simulates.
+after each token the clock stops for reads, one alone and two at once, of experts that left the slots lately, and the
+run is simulated with the means of these. What was measured is kept in a folder, routing and profiles too: a run that
+was stopped goes on, and `--rounds 0` only simulates.
 
 Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE --work VALIDATION
 """
@@ -39,6 +39,7 @@ from foregate.memory.eviction import eviction
 from foregate.memory.prefetch import prefetch
 from foregate.predictors.base import Predictor
 from foregate.predictors.storage import save
+from foregate.runtime.watch import ABSENT
 from foregate.runtime.wish import Wish, find
 from foregate.simulation.chances import chances_of
 from foregate.simulation.costs import Costs
@@ -60,6 +61,7 @@ GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for polic
 MORE = [("s3fifo", "threshold:0.5"), ("arc", "none"), ("predicted", "budget:1GiB")]
 CHOSEN = np.random.default_rng(0)  # whose turn it is to be read
 PROBES = 2  # after each token: a read alone and two at once, so many times
+LATELY = 16  # experts that left the slots
 PAIRS = 8  # of reads that begin together, in a profile
 BUFFERS: dict[tuple[int, int], Any] = {}  # by thread and size; their pages exist after the first read
 OVERLAP = 1.5  # seconds that each side of the overlap is measured for
@@ -111,21 +113,30 @@ class Block:
 class Watch:
     """A streamer for `generate`: notes when each token was written, and stops its clock to time reads.
 
+    What is read then is what left the slots lately: what was read not long ago is in the memory of the disk's host, and
+    comes nearly twice as fast.
+
     work  computes for a few milliseconds: processors that idled while they read are slow to begin
     """
 
-    def __init__(self, store: ExpertStore, work: Callable[[], object]) -> None:
+    def __init__(self, engine: Any, store: ExpertStore, work: Callable[[], object]) -> None:
         self.marks: list[float] = []
         self.reads: list[tuple[float, ...]] = []
-        self._store, self._work, self._paused = store, work, 0.0
+        self._engine, self._store, self._work, self._paused = engine, store, work, 0.0
+        self._held: set[tuple[int, int]] = set()
+        self._left: list[tuple[int, int]] = []
 
     def put(self, value: Any) -> None:
         """The prompt, then a token."""
         began = time.perf_counter()
         self.marks.append(began - self._paused)
         if len(self.marks) > 1 + SKIPPED:
-            self.reads += [(*_read(self._store, 1, 0.0), *began_together(self._store)) for _ in range(PROBES)]
+            among = self._left[-LATELY:] or sorted(self._held)
+            self.reads += [(*_read(self._store, 1, among=among), *pair(self._store, among)) for _ in range(PROBES)]
             self._work()
+        held = {(int(layer), int(expert)) for layer, expert in np.argwhere(self._engine.watch.look().cells != ABSENT)}
+        self._left += sorted(self._held - held)
+        self._held = held
         self._paused += time.perf_counter() - began
 
     def end(self) -> None:
@@ -168,7 +179,7 @@ def through_store(store: ExpertStore, given: compute.Outline, seconds: float) ->
     alone, read_alone = repeat(work, OVERLAP), _read(store, THREADS, OVERLAP)
     beside: list[float] = []
     stop = threading.Event()
-    reader = threading.Thread(target=lambda: beside.extend(_read(store, THREADS, 60.0, stop)))
+    reader = threading.Thread(target=lambda: beside.extend(_read(store, THREADS, 60.0, stop=stop)))
     reader.start()
     slowed = repeat(work, 2 * OVERLAP)
     stop.set()
@@ -176,29 +187,37 @@ def through_store(store: ExpertStore, given: compute.Outline, seconds: float) ->
     rows = {"work-alone": alone, "work-beside-reads": slowed, "read-alone": read_alone, "read-beside-work": beside}
     rows["work-after-idle"] = after_idle(work, 2 * OVERLAP)
     for _ in range(PAIRS):
-        first, last = began_together(store)
+        first, last = pair(store)
         rows.setdefault("first-of-two", []).append(first)
         rows.setdefault("last-of-two", []).append(last)
     # Means, not medians: what takes long now and then is part of what a run takes.
     return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
 
 
-def began_together(store: ExpertStore) -> tuple[float, float]:
+def pair(store: ExpertStore, among: list[tuple[int, int]] | None = None) -> tuple[float, float]:
     """Seconds until the first of two reads that began together is there, and until both are."""
-    first, last = sorted(_read(store, 2, 0.0))
+    first, last = sorted(_read(store, 2, among=among))
     return first, last
 
 
-def _read(store: ExpertStore, threads: int, seconds: float, stop: threading.Event | None = None) -> list[float]:
-    """Seconds of single reads of random experts, at least one by each thread."""
+def _read(
+    store: ExpertStore,
+    threads: int,
+    seconds: float = 0.0,
+    *,
+    among: list[tuple[int, int]] | None = None,
+    stop: threading.Event | None = None,
+) -> list[float]:
+    """Seconds of single reads of random experts (`among` these), at least one by each thread."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     stop = stop or threading.Event()
+    chosen = among or list(np.ndindex(store.num_layers, store.num_experts))
 
     def go(number: int) -> None:
         buffer = BUFFERS.setdefault((number, store.layout.slot_bytes), aligned(store.layout.slot_bytes))
         while True:
-            layer, expert = int(CHOSEN.integers(store.num_layers)), int(CHOSEN.integers(store.num_experts))
+            layer, expert = chosen[int(CHOSEN.integers(len(chosen)))]
             began = time.perf_counter()
             store.read_into(layer, expert, buffer)
             times.append(time.perf_counter() - began)
@@ -272,7 +291,7 @@ class Bench:
             window_seconds=self.pace.window,
             look_seconds=self.pace.look,
         ) as engine:
-            watch = Watch(self.store, self.work)
+            watch = Watch(engine, self.store, self.work)
             engine.generate(
                 ids, max_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=2, streamer=watch
             )
@@ -439,7 +458,7 @@ def main() -> None:
     pace = pace_of(kept.profiles()[0], shape, on_disk=True)
     work = compute.Experts(given).work(1)
     bench = Bench(options.model, options.store, shape, predictor, options.distance, options.tokens, pace, store, work)
-    _read(store, THREADS, 0.0), work()
+    _read(store, THREADS), work()
     print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
     if options.rounds:
         texts = prompts(options.model, options.rounds)

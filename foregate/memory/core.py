@@ -3,6 +3,8 @@
 The planner and every replay call these same functions. They answer on `state.desk` and return counts.
 """
 
+import numpy as np
+
 from foregate.arrays import Float32, Int32, Int64
 from foregate.memory import predicted
 from foregate.memory.compiled import entry, inner, pasted
@@ -272,9 +274,9 @@ def _read(state: State, forecast: Forecast | None, key: int, asker: int, row: in
 
 
 @pasted
-def _next_best(merit: Int64, layer: int, before: int) -> int:
+def _next_best(merit: Int64, layer: int, before: np.int64) -> np.int64:
     """The highest merit in the layer below `before`."""
     best = LOWEST
     for e in range(merit.shape[1]):
         best = max(best, merit[layer, e] if merit[layer, e] < before else LOWEST)
-    return best  # type: ignore[no-any-return]
+    return best

@@ -112,8 +112,8 @@ def make_forecast(
     logits = np.arange(-REACH * STEPS, REACH * STEPS + 1) / STEPS
     worth = np.r_[-np.log1p(np.exp(-logits)), NOTHING_KNOWN].astype(np.float32)
     # As wide as what the network says of it later; -2 and less: the smaller bits are the larger number.
-    start = NOTHING_KNOWN - np.tile(np.arange(L)[:, None] / max(L, 1) / HORIZON, E)
-    start = start.view(np.int64) ^ HIGHEST
+    values = NOTHING_KNOWN - np.tile(np.arange(L)[:, None] / max(L, 1) / HORIZON, E)
+    start: Int64 = values.view(np.int64) ^ HIGHEST
     return Forecast(
         habits=load(Path(file), L, E) if file else make_habits(L, E),
         network=Network(*weights()),
