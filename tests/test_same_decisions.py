@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 import tiny_models  # noqa: E402
 from offloading import Pair, written  # noqa: E402
 
-from foregate.arrays import Float32  # noqa: E402
+from foregate.arrays import Bool, Float32  # noqa: E402
 from foregate.history import Query  # noqa: E402
 from foregate.memory.eviction import EVICTION, eviction  # noqa: E402
 from foregate.memory.planner import Transfers  # noqa: E402
@@ -79,6 +79,9 @@ class Entered(Predictor):
 
     def predict(self, query: Query) -> Float32:
         return self.inner.predict(query)
+
+    def covers(self, query: Query) -> Bool:
+        return self.inner.covers(query)
 
 
 def simulated(trace: Trace, setting: Setting, predictor: Predictor | None, distance: int) -> np.ndarray:
