@@ -113,8 +113,7 @@ class Block:
 class Watch:
     """A streamer for `generate`: notes when each token was written, and stops its clock to time reads.
 
-    What is read then is what left the slots lately: what was read not long ago is in the memory of the disk's host, and
-    comes nearly twice as fast.
+    What is read then is what left the slots lately, since the next tokens mostly read that again.
 
     work  computes for a few milliseconds: processors that idled while they read are slow to begin
     """
