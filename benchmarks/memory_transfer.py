@@ -14,7 +14,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +23,16 @@ import numpy as np
 from foregate.hardware import compute, copies, disk
 from foregate.hardware.machine import Foreign, Machine, describe
 from foregate.hardware.sampling import Pace, interleaved
+from foregate.report.transfer import Moved
 
 HIDDEN = 2048
 MB = 10**6
 
 
-@dataclass(frozen=True)
-class Row:
-    """`experts` of `expert_bytes` moved one way together; seconds until the last is there.
-
-    break_even  experts of this size that one token computes in that time (p50 / p50)
-    """
-
-    way: str
-    expert_bytes: int
-    experts: int
-    p50: float
-    p95: float
-    p99: float
-    count: int
-    gb_s: float
-    compute_p50: float
-    break_even: float
-
-
 def main() -> None:
     """Every size in turn; all ways and numbers of experts of one size take turns with its computation."""
     options = _options()
-    foreign, rows = Foreign(), list[Row]()
+    foreign, rows = Foreign(), list[Moved]()
     largest = max(options.sizes) * max(options.experts) * MB
     with disk.scratch(options.disk, max(512 << 20, -(-2 * largest // disk.CHUNK) * disk.CHUNK)) as files:
         for megabytes in options.sizes:
@@ -62,7 +44,7 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _of_size(megabytes: int, options: argparse.Namespace, files: disk.Files) -> Iterator[Row]:
+def _of_size(megabytes: int, options: argparse.Namespace, files: disk.Files) -> Iterator[Moved]:
     experts = compute.Experts(_outline(megabytes))
     size = experts.given.shape.expert_bytes
     block = -(-size // disk.ALIGNED) * disk.ALIGNED
@@ -78,7 +60,7 @@ def _of_size(megabytes: int, options: argparse.Namespace, files: disk.Files) -> 
     for (way, count), seconds in spread.items():
         p50, p95, p99 = (float(v) for v in np.percentile(seconds, (50, 95, 99)))
         speed = count * size / p50 / 1e9
-        yield Row(way, size, count, p50, p95, p99, len(seconds), speed, computing, p50 / computing)
+        yield Moved(way, size, count, p50, p95, p99, len(seconds), speed, computing, p50 / computing)
 
 
 def _outline(megabytes: int) -> compute.Outline:
@@ -138,7 +120,7 @@ def _ways(size: int, most: int) -> dict[str, Callable[[int], object]]:
     return ways
 
 
-def _show(rows: list[Row], facts: Machine) -> None:
+def _show(rows: list[Moved], facts: Machine) -> None:
     print(f"{facts.cpu}, {facts.cores} cores, torch {facts.torch} on {facts.threads} threads, GPU {facts.gpu}")
     print(
         f"disk {facts.disk} ({facts.file_system}), O_DIRECT {facts.direct}; others kept {facts.foreign_load} cores busy"

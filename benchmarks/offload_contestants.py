@@ -7,6 +7,7 @@ A contestant of foregate is named by what it is given: "EVICT [PREFETCH] [int8|i
 predictors, and `oracle` knows what will be routed, from a recording of the same prompt.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -90,7 +91,7 @@ def play(turn: Turn) -> list[Any]:
 
 def _other(turn: Turn, ids: Any) -> Any:
     import offload_baselines as others
-    from offload_measure import forget_peak, measure, memory
+    from offload_measure import forget_peak, memory
 
     openers = {MMAP: others.mapped, AUTO: others.accelerate_auto, EXPERTS: others.accelerate_experts}
     slots = turn.limit - memory("VmRSS")  # what foregate gives to the rest of the plan, a user gives to Accelerate
@@ -100,14 +101,10 @@ def _other(turn: Turn, ids: Any) -> Any:
     held = forget_peak()
     if not turn.group:
         ration.budget = max(turn.limit - held, 0)
-    block = measure(
+    block = _measured(
+        turn,
         model.generate,
         ids,
-        turn.tokens,
-        contestant=turn.name,
-        budget=turn.budget,
-        number=turn.round,
-        limit=turn.limit,
         excluded=lambda: ration.seconds,
         used=None if turn.group else lambda: held + ration.peak,
         counts=lambda: {"device_map": _short(getattr(model, "hf_device_map", {}))},
@@ -116,27 +113,26 @@ def _other(turn: Turn, ids: Any) -> Any:
     return block
 
 
+def _measured(turn: Turn, generate: Any, ids: Any, **more: Any) -> Any:
+    """The block of a turn's one contestant; `more` as `measure` has it."""
+    from offload_measure import measure
+
+    common = {"contestant": turn.name, "budget": turn.budget, "number": turn.round, "limit": turn.limit}
+    return measure(generate, ids, turn.tokens, **common, **more)
+
+
 def _short(places: dict[str, Any]) -> dict[str, int]:
     return {place: list(places.values()).count(place) for place in dict.fromkeys(map(str, places.values()))}
 
 
 def _foregate(turn: Turn, ids: Any) -> Any:
-    from offload_measure import forget_peak, measure
+    from offload_measure import forget_peak
 
     _, prefetch, _ = split(turn.name)
     oracle = _oracle(turn, ids) if prefetch.startswith(ORACLE) else None
     forget_peak()
     with _engine(turn, turn.name, turn.budget, oracle) as engine:
-        block = measure(
-            engine.generate,
-            ids,
-            turn.tokens,
-            contestant=turn.name,
-            budget=turn.budget,
-            number=turn.round,
-            limit=turn.limit,
-            counts=lambda: _counts(engine),
-        )
+        block = _measured(turn, engine.generate, ids, counts=lambda: _counts(engine))
         _note(turn, engine)
     return block
 
@@ -194,7 +190,8 @@ def _note(turn: Turn, engine: Any) -> None:
 
 
 def _file(turn: Turn) -> Path:
-    return Path(turn.notes) / f"round-{turn.round}-{turn.tokens}.parquet"
+    prompt = hashlib.sha256(str(turn.ids).encode()).hexdigest()[:12]
+    return Path(turn.notes) / f"{prompt}-{turn.tokens}.parquet"
 
 
 def _pair(turn: Turn, ids: Any) -> list[Any]:

@@ -4,9 +4,9 @@ is simulated with this machine's profile; tokens a second are compared.
 Settings take turns, prompt by prompt, each cold; the machine is profiled anew before each prompt, on the model's own
 files, and medians are taken. Reads are timed through the store that the runtime reads with, whose copies are part of
 what a read takes; so is what reading and computing cost each other. The speed of a shared disk changes within seconds:
-after each token the clock stops for reads, one alone and two at once, of experts that left the slots lately, and the
-run is simulated with the means of these. What was measured is kept in a folder, routing and profiles too: a run that
-was stopped goes on, and `--rounds 0` only simulates.
+after each token the clock stops for reads of experts that left the slots lately, and the run is simulated with the mean
+of these. What was measured is kept in a folder, routing and profiles too: a run that was stopped goes on, and
+`--rounds 0` only simulates.
 
 Run: python recipes/widen.py -o WIDE; python benchmarks/sim_vs_run.py WIDE --work VALIDATION
 """
@@ -56,19 +56,15 @@ from foregate.traces.storage import read_trace, write_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = 4  # decoded tokens that are not timed: first calls are slow
-THREADS = 2  # that read
 GRID = [(evict, policy) for evict in ("lru", "predicted", "lfu-decay") for policy in ("none", "top:2")]
 MORE = [("s3fifo", "threshold:0.5"), ("arc", "none"), ("predicted", "budget:1GiB")]
 CHOSEN = np.random.default_rng(0)  # whose turn it is to be read
-PROBES = 2  # after each token: a read alone and two at once, so many times
+PROBES = 4  # reads after each token
 LATELY = 16  # experts that left the slots
-PAIRS = 8  # of reads that begin together, in a profile
-BUFFERS: dict[tuple[int, int], Any] = {}  # by thread and size; their pages exist after the first read
+BUFFERS: dict[int, Any] = {}  # by size; their pages exist after the first read
 OVERLAP = 1.5  # seconds that each side of the overlap is measured for
 STORED = (
     "read",
-    "first-of-two",
-    "last-of-two",
     "work-alone",
     "work-beside-reads",
     "work-after-idle",
@@ -101,13 +97,13 @@ class Block:
     rate    decoded tokens a second, the first few left out
     counts  Engine.stats
     load    of the machine, over the last minute
-    reads   seconds of a read alone, of the first and of the last of two, after each token that counts
+    reads   seconds of each read between tokens that count
     """
 
     rate: float
     counts: dict[str, Any]
     load: float
-    reads: tuple[tuple[float, ...], ...]
+    reads: tuple[float, ...]
 
 
 class Watch:
@@ -120,7 +116,7 @@ class Watch:
 
     def __init__(self, engine: Any, store: ExpertStore, work: Callable[[], object]) -> None:
         self.marks: list[float] = []
-        self.reads: list[tuple[float, ...]] = []
+        self.reads: list[float] = []
         self._engine, self._store, self._work, self._paused = engine, store, work, 0.0
         self._held: set[tuple[int, int]] = set()
         self._left: list[tuple[int, int]] = []
@@ -131,7 +127,7 @@ class Watch:
         self.marks.append(began - self._paused)
         if len(self.marks) > 1 + SKIPPED:
             among = self._left[-LATELY:] or sorted(self._held)
-            self.reads += [(*_read(self._store, 1, among=among), *pair(self._store, among)) for _ in range(PROBES)]
+            self.reads += [second for _ in range(PROBES) for second in _read(self._store, among=among)]
             self._work()
         held = {(int(layer), int(expert)) for layer, expert in np.argwhere(self._engine.watch.look().cells != ABSENT)}
         self._left += sorted(self._held - held)
@@ -173,61 +169,40 @@ def through_store(store: ExpertStore, given: compute.Outline, seconds: float) ->
     """Reads of whole experts as the runtime makes them, by how many are under way, and the overlap with computing."""
     size = store.layout.slot_bytes
     work = compute.Experts(given).work(1)
-    found = [timing("read", size, [_read(store, depth, seconds)], at_once=depth) for depth in range(1, THREADS + 1)]
+    found = [timing("read", size, [_read(store, seconds)])]
     work()
-    alone, read_alone = repeat(work, OVERLAP), _read(store, THREADS, OVERLAP)
+    alone, read_alone = repeat(work, OVERLAP), _read(store, OVERLAP)
     beside: list[float] = []
     stop = threading.Event()
-    reader = threading.Thread(target=lambda: beside.extend(_read(store, THREADS, 60.0, stop=stop)))
+    reader = threading.Thread(target=lambda: beside.extend(_read(store, 60.0, stop=stop)))
     reader.start()
     slowed = repeat(work, 2 * OVERLAP)
     stop.set()
     reader.join()
     rows = {"work-alone": alone, "work-beside-reads": slowed, "read-alone": read_alone, "read-beside-work": beside}
     rows["work-after-idle"] = after_idle(work, 2 * OVERLAP)
-    for _ in range(PAIRS):
-        first, last = pair(store)
-        rows.setdefault("first-of-two", []).append(first)
-        rows.setdefault("last-of-two", []).append(last)
     # Means, not medians: what takes long now and then is part of what a run takes.
     return [*found, *(replace(timing(kind, size, [t]), seconds=float(np.mean(t))) for kind, t in rows.items())]
 
 
-def pair(store: ExpertStore, among: list[tuple[int, int]] | None = None) -> tuple[float, float]:
-    """Seconds until the first of two reads that began together is there, and until both are."""
-    first, last = sorted(_read(store, 2, among=among))
-    return first, last
-
-
 def _read(
     store: ExpertStore,
-    threads: int,
     seconds: float = 0.0,
     *,
     among: list[tuple[int, int]] | None = None,
     stop: threading.Event | None = None,
 ) -> list[float]:
-    """Seconds of single reads of random experts (`among` these), at least one by each thread."""
+    """Seconds of reads of random experts (`among` these), one after the other, at least one."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     stop = stop or threading.Event()
     chosen = among or list(np.ndindex(store.num_layers, store.num_experts))
-
-    def go(number: int) -> None:
-        buffer = BUFFERS.setdefault((number, store.layout.slot_bytes), aligned(store.layout.slot_bytes))
-        while True:
-            layer, expert = chosen[int(CHOSEN.integers(len(chosen)))]
-            began = time.perf_counter()
-            store.read_into(layer, expert, buffer)
-            times.append(time.perf_counter() - began)
-            if time.perf_counter() >= end or stop.is_set():
-                break
-
-    runners = [threading.Thread(target=go, args=(i,)) for i in range(threads)]
-    for runner in runners:
-        runner.start()
-    for runner in runners:
-        runner.join()
+    buffer = BUFFERS.setdefault(store.layout.slot_bytes, aligned(store.layout.slot_bytes))
+    while not times or (time.perf_counter() < end and not stop.is_set()):
+        layer, expert = chosen[int(CHOSEN.integers(len(chosen)))]
+        began = time.perf_counter()
+        store.read_into(layer, expert, buffer)
+        times.append(time.perf_counter() - began)
     return times
 
 
@@ -239,16 +214,10 @@ def profiled(folder: Path, predictor: Path, store: ExpertStore, given: compute.O
     return replace(profile, timings=(*kept, *through_store(store, given, 1.5)))
 
 
-def reading(profile: Profile, size: int, alone: float, first: float, last: float) -> Profile:
-    """The profile with the disk's present speed, from reads alone and in pairs. Two at once take what they would if the
-    link served them alike.
-    """
-    kept = tuple(t for t in profile.timings if t.kind not in ("read", "first-of-two", "last-of-two"))
-    pair = [timing("first-of-two", size, [[first]], at_once=2), timing("last-of-two", size, [[last]], at_once=2)]
-    single = timing("read", size, [[alone]])
-    uneven = replace(profile, timings=(single, *pair)).uneven
-    both = timing("read", size, [[first * (1 + uneven)]], at_once=2)
-    return replace(profile, timings=(*kept, single, both, *pair))
+def reading(profile: Profile, size: int, seconds: float) -> Profile:
+    """The profile with the disk's present speed."""
+    kept = tuple(t for t in profile.timings if t.kind != "read")
+    return replace(profile, timings=(*kept, timing("read", size, [[seconds]])))
 
 
 def merged(profiles: list[Profile]) -> Profile:
@@ -285,7 +254,6 @@ class Bench:
             prefetch=f"{case.policy},distance={self.distance}" if guessing else None,
             predictor=self.predictor if guessing else None,
             store=self.packed,
-            threads=THREADS,
             read_seconds=self.pace.read,
             window_seconds=self.pace.window,
             look_seconds=self.pace.look,
@@ -298,12 +266,10 @@ class Bench:
         return Block(watch.rate, stats, load, tuple(watch.reads)), trace
 
     def simulated(self, case: Case, reads: Any, trace: Any, profile: Profile) -> tuple[float, dict[str, Any]]:
-        """Tokens a second over the same tokens, and the totals; `reads` as probed [n, 3]."""
+        """Tokens a second over the same tokens, and the totals; `reads` as probed."""
         passes = passes_of(trace)
-        profile = reading(profile, self.shape.slot_bytes, *map(float, np.mean(reads, axis=0)))
-        costs = Costs.of(
-            profile, self.shape, tokens=int(passes.tokens.max()), rows=int(passes.rows.max()), threads=THREADS
-        )
+        profile = reading(profile, self.shape.slot_bytes, float(np.mean(reads)))
+        costs = Costs.of(profile, self.shape, tokens=int(passes.tokens.max()), rows=int(passes.rows.max()))
         options = {
             "expert_bytes": self.shape.slot_bytes,
             "read_seconds": self.pace.read,
@@ -397,7 +363,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         each = ", ".join(f"{error:+.0%}" for error in row["errors"])
-        reads = [1e3 * depths[0] for block in row["seconds_of_a_read"] for depths in block]
+        reads = [1e3 * seconds for block in row["seconds_of_a_read"] for seconds in block]
         lines.append(
             f"| {row['evict']} | {row['policy']} | {row['budget']:.0%} | {row['measured']:.2f} | "
             f"{row['simulated']:.2f} | {row['error']:+.1%} | {each} | {min(reads):.0f} to {max(reads):.0f} |"
@@ -457,7 +423,7 @@ def main() -> None:
     pace = pace_of(kept.profiles()[0], shape, on_disk=True)
     work = compute.Experts(given).work(1)
     bench = Bench(options.model, options.store, shape, predictor, options.distance, options.tokens, pace, store, work)
-    _read(store, THREADS), work()
+    _read(store), work()
     print(f"{machine()}; a read {pace.read * 1e3:.1f} ms, a layer {pace.window * 1e3:.1f} ms; {given.shape}")
     if options.rounds:
         texts = prompts(options.model, options.rounds)

@@ -55,6 +55,12 @@ class Stack:
     layers: tuple[MixtureLayer, ...]
 
     @property
+    def holder(self) -> Any:
+        """The list of transformer layers, those without experts too."""
+        torch, entry = need("torch", "models"), self.layers[0].entry
+        return next(m for m in self.root.modules() if isinstance(m, torch.nn.ModuleList) and entry in list(m))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the layers' adapters want to be known."""
         return tuple(dict.fromkeys(layer.adapter.note for layer in self.layers if layer.adapter.note))

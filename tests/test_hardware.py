@@ -35,8 +35,6 @@ MB = 10**6
 SHM = Path("/dev/shm")
 HOST = (
     "read",
-    "first-of-two",
-    "last-of-two",
     "memcpy",
     "memread",
     "work-alone",

@@ -64,7 +64,7 @@ def test_files_are_known_by_their_content_not_their_name(folder: Path, tmp_path:
     assert [b.trace for b in found.boards] == ["random"]
     assert [s.profile for s in found.simulations] == ["laptop"]
     assert [p.expected.tokens_per_second for p in found.plans] == [12.0]
-    assert (found.validations, found.profiles, found.transfers) == ((), (), ())
+    assert (found.runs, found.validations, found.profiles, found.transfers) == ((), (), (), ())
 
 
 def test_all_of_it_on_one_page_with_a_verdict_each(folder: Path, tmp_path: Path) -> None:
@@ -100,6 +100,7 @@ def test_two_traces_are_told_apart(folder: Path, tmp_path: Path) -> None:
         ('[{"predictor": "x", "metric": "top1"}]', "row 1.trace is missing"),
         ('[{"predictor": "x", "metric": "top1", "value": NaN}]', "row 1"),
         ('{"format": 99, "evict": "lru", "expected": {}}', "format 99"),
+        ('{"text": "", "memory": null, "stats": {}}', "prefill is missing"),
         ('{"format": 99, "timings": []}', "format 99"),
         (b"\xff\xfe\x00", "is no JSON"),
         (b"PAR1....PAR1", "give it as --trace"),

@@ -26,13 +26,18 @@ from foregate.report.board_section import board_section
 from foregate.report.figures import Figure
 from foregate.report.plan_section import plan_section
 from foregate.report.profile_section import profile_section
+from foregate.report.ran import ran
+from foregate.report.run_section import run_section
 from foregate.report.section import Section
 from foregate.report.simulated import FLOOR, Simulated, simulated
 from foregate.report.simulation_section import simulation_section
 from foregate.report.split_section import split_section
-from foregate.report.transfer_section import transfer, transfer_section
+from foregate.report.transfer import transfer
+from foregate.report.transfer_section import transfer_section
 from foregate.report.validation import validation
 from foregate.report.validation_section import validation_section
+from foregate.runtime.sizes import MemoryPlan
+from foregate.runtime.telemetry import Telemetry
 from foregate.simulation.breakeven import BreakEven
 from foregate.simulation.planfile import Expected, Plan
 from foregate.simulation.rows import Row
@@ -154,6 +159,23 @@ def profile() -> Profile:
     return Profile("this machine", Machine(cpu="a cpu", cores=2, threads=2), tuple(made), shape)
 
 
+def run_values(*, guesses: bool = True) -> dict[str, Any]:
+    """What `foregate run --json` writes: two layers, a prefill and a decoded token."""
+    counts = Telemetry(2)
+    for prefill, tokens in ((True, 6), (False, 1)):
+        counts.begin(tokens, prefill)
+        for layer in (0, 1):
+            found = {"demanded": 4, "resident": 1 + layer, "in_time": guesses, "missed": 3 - layer - guesses}
+            found |= {"read": 3 + guesses, "bytes": 3 * SIZE, "stall": 0.01 * (1 + layer), "compute": 0.02}
+            fates = {"guessed": 4, "used": 1, "wasted": 2, "dropped": 0, "late": 0, "predictor": 1e-3}
+            for name, value in (found | fates if guesses else found).items():
+                counts.add(layer, name, value)
+        counts.end(0.1)
+    planned = MemoryPlan(10**9, 10**6, None, 128, 0, SIZE, 6, 24).to_json()
+    told = {"model": f"somewhere/{MODEL.replace(' ', '-')}", "setting": "evict lru, read on demand"}
+    return {**told, "text": EVIL, "memory": planned, "stats": json.loads(json.dumps(counts.totals()))}
+
+
 def sections() -> Iterator[Section]:
     """One of each that needs no simulation."""
     honest, leak = boards([*compared(), *leaking()], ["chance"])
@@ -166,6 +188,8 @@ def sections() -> Iterator[Section]:
     yield profile_section(profile(), 0)
     yield profile_section(PRESETS["rtx-3090"], 1)
     yield transfer_section(transfer(transferred(), "t.json"), 0)
+    yield run_section(ran(run_values(), "r.json"), 0)
+    yield run_section(ran(run_values(guesses=False), "r.json"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +261,7 @@ def test_what_is_quoted_cannot_become_markup(values: dict[str, Any]) -> None:
         board_section(boards([*rows(EVIL, 0.5, trace=EVIL)], [])[0], 0),
         plan_section(replace(plan(), model=EVIL, provenance={"source": EVIL, "profile": EVIL}), 0),
         validation_section(validation({**validated(), "rows": [case], "machine": {EVIL: EVIL}}, "x"), 0),
+        run_section(ran({**run_values(), "model": EVIL, "setting": EVIL}, "x"), 0),
         profile_section(replace(profile(), notes=(EVIL,), sources=(EVIL,), machine=Machine(cpu=EVIL, cores=1)), 0),
     ]
     for one in tested:
@@ -467,6 +492,61 @@ def test_a_transfer_is_told_by_percentiles_and_break_even() -> None:
     assert lines(figure(section, "transfer-even").data)["disk, 1 at once"]["y"] == [4.0, 4.0]
     with pytest.raises(SourceError, match="holds no times"):
         transfer({**transferred(), "rows": []}, "t.json")
+
+
+def test_a_run_is_told_by_phase_and_by_layer() -> None:
+    section = run_section(ran(run_values(), "r.json"), 0)
+    assert section.title == "What ran: made-up with 25% of its experts in slots"
+    assert "evict lru, read on demand" in section.body
+    assert "16 issued, 4 used, 0 late, 8 wasted, 0 dropped; cold precision 33.3\u00a0%" in section.body
+    assert re.findall(r'<th scope="row" data-value="(\w+)">', section.body) == ["prefill", "decode", "0", "1"]
+    assert '<td data-value="10.0">10</td>' in section.body  # tokens a second: one in 0.1 s
+    shares = lines(figure(section, "run-found").data)
+    assert [shares[n]["y"] for n in ("there already", "read ahead, in time", "read ahead, late", "missed")] == [
+        [0.25, 0.5],
+        [0.25, 0.25],
+        [0.0, 0.0],
+        [0.5, 0.25],
+    ]
+    assert lines(figure(section, "run-spent").data)["waiting for bytes"]["y"] == pytest.approx(
+        [20 / 7, 40 / 7], rel=1e-3
+    )
+    assert figure(section, "run-read").data[0]["y"] == [round(6 * SIZE / 7)] * 2
+    fates = lines(figure(section, "run-guessed").data)
+    assert {name: sum(line["y"]) for name, line in fates.items()} == {
+        "used": 4,
+        "wasted": 8,
+        "never read": 0,
+        "still in a slot": 4,
+    }
+
+
+def test_a_run_without_guesses_or_of_an_older_foregate_is_shown_without_them() -> None:
+    old = run_values(guesses=False)
+    del old["model"], old["setting"]
+    section = run_section(ran({**old, "memory": None}, "r.json"), 0)
+    assert section.title == "What ran: a model"
+    assert not [f for f in section.figures if f.name.startswith("run-guessed")]
+    assert "guesses" not in section.body
+    assert EVIL not in section.body, "what was written is not the page's"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["stats"].pop("decode"), "r.json: decode is missing"),
+        (lambda v: v.update(stats=[]), "r.json: prefill is missing"),
+        (lambda v: v["stats"]["decode"].update(tokens="many"), "decode.tokens is 'many'"),
+        (lambda v: v["stats"]["by_layer"].pop("late"), "holds no run with all its layers' numbers"),
+        (lambda v: v["stats"]["by_layer"].update(late=[1.0]), "holds no run with all its layers' numbers"),
+        (lambda v: v.update(memory=[]), "memory is"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_by_the_field(change: Any, message: str) -> None:
+    broken = run_values()
+    change(broken)
+    with pytest.raises(SourceError, match=message):
+        ran(broken, "r.json")
 
 
 def test_a_datasheet_is_called_one() -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import tiny_models  # noqa: E402
 
 from foregate.cli import main  # noqa: E402
+from foregate.report.inputs import read_results  # noqa: E402
 from foregate.runtime import engine as engine_module  # noqa: E402
 from foregate.store.packing import pack, plan  # noqa: E402
 from foregate.store.source import open_source  # noqa: E402
@@ -38,10 +39,14 @@ def test_json_is_all_that_is_printed_and_the_record_is_a_trace(
     assert run(monkeypatch, TINY, "-p", "def f():", *SHORT, "--json", "--record", str(file)) == 0
     out, err = capfd.readouterr()
     answer = json.loads(out)
-    assert set(answer) == {"text", "memory", "stats"}
+    assert set(answer) == {"model", "setting", "text", "memory", "stats"}
+    assert (answer["model"], answer["setting"]) == (TINY, "evict predicted, read on demand")
     assert "\x1b" not in out + err
     assert "it/s" not in err  # no progress bar
     assert answer["stats"]["decode"]["tokens"] == 3
+    file.with_suffix(".json").write_text(out)
+    [shown] = read_results([file.with_suffix(".json")]).runs  # as `foregate report` does
+    assert (shown.decode.tokens, shown.total("demanded")) == (3, answer["stats"]["demanded"])
     assert sum(p.prefill for p in read_trace(file).prompts) == len(read_trace(file)) - 3
 
 

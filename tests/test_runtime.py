@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from foregate.predictors.chances import first_come, used, used_blindly  # noqa: 
 from foregate.predictors.storage import save  # noqa: E402
 from foregate.runtime.engine import Engine  # noqa: E402
 from foregate.runtime.loading import load_hollow  # noqa: E402
+from foregate.runtime.slots import Slots  # noqa: E402
+from foregate.runtime.tiers import behind  # noqa: E402
 from foregate.runtime.wish import Wish  # noqa: E402
 from foregate.store.checkpoint import CheckpointStore  # noqa: E402
 from foregate.store.packing import pack, plan  # noqa: E402
@@ -166,6 +169,15 @@ def test_host_memory_changes_nothing_but_what_is_read(pair: Pair, host_slots: in
     assert counts["bytes"] >= (counts["read"] - counts["from_host"]) * size // 2
     if host_slots == 16:  # all of them: each expert comes from the disk once
         assert counts["from_host"] == counts["read"] - 16
+
+
+def test_closing_a_host_tier_gives_its_memory_back(pair: Pair) -> None:
+    store, tier = behind(CheckpointStore(pair.folder), Slots(CheckpointStore(pair.folder), 2), 5, "lru")
+    assert tier is not None
+    memory = weakref.ref(tier._places.bytes(0).base)
+    assert memory() is not None
+    store.close()
+    assert memory() is None
 
 
 # --- packed stores ---------------------------------------------------------------------------------------------------

@@ -444,6 +444,22 @@ def test_buffers_begin_where_the_disk_wants_them(nbytes: int, multiple: int) -> 
     buffer[:] = 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says what memory is")
+def test_large_buffers_are_of_the_kind_that_linux_puts_on_huge_pages() -> None:
+    buffer = aligned(3 * HUGE)
+    address, found = buffer.ctypes.data, []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            low, high = (int(word, 16) for word in words[0].split("-"))
+            mode = words[1]
+        elif words[0] == "VmFlags:" and low <= address < high:
+            found = [mode, *words[1:]]
+    assert found[0].endswith("p"), "shared memory gets none"
+    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        assert "hg" in found
+
+
 def test_a_checkpoint_that_is_written_to_is_refused_and_one_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
     mixtral().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"

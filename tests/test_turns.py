@@ -49,7 +49,7 @@ def test_simulation_and_budget_are_charged_the_runtimes_own_part() -> None:
         "look": "look-turn",
     }.items():
         charged = getattr(after, name) - getattr(before, name)
-        assert charged[..., 0] == pytest.approx(0 if name != "look" else SECONDS[kind])
+        assert (charged[..., 0] == 0).all(), "of nothing"
         assert charged[..., 1:] == pytest.approx(SECONDS[kind])
     disk = after.read[0] - before.read[0]
     assert disk[:, 0] == pytest.approx(4.0)

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import Replay, Traces, replayed_as_decode, written
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from foregate.comparison import Comparison
-    from foregate.evaluation import Measure
 
 
 def command(
-    traces: Annotated[list[Path], typer.Argument(help="Traces of one model; several are joined.")],
+    traces: Traces,
     test: Annotated[Path | None, typer.Option(help="Test on this trace, train on the others.")] = None,
     predictors: Annotated[
         str | None,
@@ -42,28 +40,27 @@ def command(
     ] = None,
     distance: Annotated[str, typer.Option(help="How many layers ahead, e.g. 1,2,4.")] = "1",
     budget: Annotated[str | None, typer.Option(help="Experts fetched per layer, for recall. [default: 1,k,2k]")] = None,
-    replay: Annotated[
-        str, typer.Option("--as", help="recorded, or decode: replay prefill as if its tokens had come one by one.")
-    ] = "recorded",
+    replay: Replay = "recorded",
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the split so many times and pool the prompts.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the rows")] = None,
 ) -> None:
     """Fit predictors on some prompts and test them on others.
 
     Example: foregate compare deepseek.parquet --as decode --distance 1,2
     """
-    from foregate.cli.terminal import progress_bar, warn
+    from dataclasses import asdict
+    from json import dumps
+
+    from foregate.cli.terminal import alone, progress_bar, warn, write_text
     from foregate.comparison import compare
     from foregate.components import build, split_list
-    from foregate.errors import ChoiceError
     from foregate.predictors import PREDICTORS
     from foregate.predictors.base import HIDDEN
     from foregate.splits import LEAKING
     from foregate.traces.schema import concat
     from foregate.traces.storage import read_trace
 
-    if replay not in ("recorded", "decode"):
-        raise ChoiceError(f"--as {replay} is neither recorded nor decode")
+    as_decode = replayed_as_decode(replay)
     asked = None if predictors is None else split_list(predictors)
     hidden = asked is None or any(build(PREDICTORS, name).needs & HIDDEN for name in asked)
     trace = concat([read_trace(path, hidden=hidden) for path in traces])
@@ -85,30 +82,15 @@ def command(
                     shares=_shares(shares) if split != "all" or how in LEAKING else None,
                     distances=_numbers(distance, "--distance"),
                     budgets=None if budget is None else _numbers(budget, "--budget"),
-                    as_decode=replay == "decode",
+                    as_decode=as_decode,
                     advance=advance,
                 )
             )
-    if json is None or str(json) != "-":
+    if not alone(json):
         show(found)
     if json is not None:
-        write_rows([m for one in found for m in one.measures], json)
-
-
-def write_rows(measures: list[Measure], path: Path) -> None:
-    """The Measure rows as a JSON list."""
-    import sys
-    from dataclasses import asdict
-    from json import dumps
-
-    from foregate.traces.storage import replacing
-
-    text = "[\n" + ",\n".join(dumps(asdict(m)) for m in measures) + "\n]\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+        rows = ",\n".join(dumps(asdict(m)) for one in found for m in one.measures)
+        write_text(json, f"[\n{rows}\n]\n")
 
 
 def show(found: list[Comparison]) -> None:
@@ -116,7 +98,7 @@ def show(found: list[Comparison]) -> None:
     from rich.console import Console
 
     from foregate.cli.leaderboards import leaderboards, splits_table
-    from foregate.cli.terminal import warn
+    from foregate.cli.terminal import say, warn
     from foregate.predictors import LEARNED
 
     console = Console()
@@ -124,26 +106,24 @@ def show(found: list[Comparison]) -> None:
     for table in splits_table(measures) if len(found) > 1 else leaderboards(measures):
         console.print(table)
     for one in found:
-        _explain(one, console)
-    console.print(
+        say(_explanation(one), console=console)
+    lines = [
         "All measured; means over layers, with [95 % intervals] bootstrapped over prompts. recall@b: share of the "
         "routed set among b fetched experts; cover: % of rows answered without back-off; log-loss: 1 is chance; "
         "calib.: mean gap between confidence and hit rate; us: one prediction for one token.",
-        style="dim",
-        highlight=False,
-    )
-    for name, reason in found[0].skipped.items():
-        console.print(f"{name} was left out: {reason}", style="dim", highlight=False)
+        *(f"{name} was left out: {reason}" for name, reason in found[0].skipped.items()),
+    ]
     unnamed = [name for name in LEARNED if not any(m.predictor.partition(":")[0] == name for m in measures)]
     if unnamed:
         are = "are" if len(unnamed) > 1 else "is"
-        console.print(f"{', '.join(unnamed)} {are} compared when named (--predictors)", style="dim", highlight=False)
+        lines.append(f"{', '.join(unnamed)} {are} compared when named (--predictors)")
+    say(*lines, console=console)
     check = measures[0].self_check
     if check is not None and check < 1:
         warn(f"the trace's self-check is {check:.2%}: re-running the routers gives other experts")
 
 
-def _explain(one: Comparison, console: Console) -> None:
+def _explanation(one: Comparison) -> str:
     from foregate.splits import SAME_PROMPT
 
     first = one.measures[0]
@@ -158,7 +138,7 @@ def _explain(one: Comparison, console: Console) -> None:
         m.metric == "coverage" and m.layer is None and m.value == 0 for m in one.measures
     ):
         text += " Tokens of one prefill pass cannot see each other; --as decode replays them one by one."
-    console.print(text, style="dim", highlight=False)
+    return text
 
 
 def _shares(text: str | None) -> tuple[float, float] | None:

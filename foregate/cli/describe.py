@@ -34,7 +34,9 @@ def command(
 
     Example: foregate describe trace.parquet --json description.json
     """
-    from foregate.cli.terminal import chatter
+    from json import dumps
+
+    from foregate.cli.terminal import alone, chatter, write_text
     from foregate.description import describe
     from foregate.traces.storage import read_trace
     from foregate.usagefiles import is_counts
@@ -46,33 +48,21 @@ def command(
         return
     with chatter().status("describing"):
         described = describe(read_trace(trace, hidden=False))
-    if json is None or str(json) != "-":
+    if not alone(json):
         show(described)
     if json is not None:
-        write_json(described, json)
-
-
-def write_json(described: Description, path: Path) -> None:
-    """The whole description as JSON."""
-    import sys
-    from json import dumps
-
-    from foregate.traces.storage import replacing
-
-    text = dumps(described.to_json(), allow_nan=False) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+        write_text(json, dumps(described.to_json(), allow_nan=False) + "\n")
 
 
 def show(described: Description, console: Console | None = None) -> None:
     """Print the tables."""
     from rich.console import Console
 
+    from foregate.cli.terminal import facts_table, say
+    from foregate.facts import facts
+
     console = console or Console()
-    console.print(_facts(described))
+    console.print(facts_table(facts(described)))
     if described.doubtful:
         console.print(f"! {described.trust()}: re-running the routers gives other experts", style="bold red")
     for note in described.provenance.notes[:LISTED]:
@@ -80,21 +70,7 @@ def show(described: Description, console: Console | None = None) -> None:
     _more(console, len(described.provenance.notes), "notes")
     console.print(loads(described, described.spec.layer_ids))
     console.print(_memory(described))
-    console.print(_explanation(described), style="dim", highlight=False, markup=False)
-
-
-def _facts(described: Description) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from foregate.facts import facts
-
-    table = Table(show_header=False, box=None, padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts(described):
-        table.add_row(name, Text(value))
-    return table
+    say(_explanation(described), console=console)
 
 
 def loads(described: Description | Usage, layer_ids: Sequence[int]) -> Table:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli.options import written
+
 if TYPE_CHECKING:
     from foregate.hardware.doctor import Checkup, Disk, Library
 
@@ -18,7 +20,7 @@ STYLES = {"good": "green", "bad": "red", "": ""}
 def command(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Write no file: leave out O_DIRECT and disk speed.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write everything here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("everything")] = None,
 ) -> None:
     """Say what this machine has, which features work on it, and what to type for the others.
 
@@ -46,19 +48,15 @@ def command(
 def _show(console: object, title: str, rows: list[Row]) -> None:
     """A table on a terminal; lines of text in a pipe."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
+
+    from foregate.cli.terminal import facts_table
 
     assert isinstance(console, Console)
     if not console.is_terminal:
         print(f"{title}\n" + "\n".join(f"  {name:40}  {value}".rstrip() for name, value, _ in rows))
         return
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value, mood in rows:
-        table.add_row(name, Text(value, style=STYLES[mood]))
-    console.print(table)
+    console.print(facts_table([(name, Text(value, style=STYLES[mood])) for name, value, mood in rows], title))
 
 
 def _sections(found: Checkup) -> Iterator[tuple[str, Iterator[Row]]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli.options import written
+
 if TYPE_CHECKING:
     from foregate.exporting import Export
     from foregate.spec import MoESpec
@@ -21,7 +23,7 @@ def command(
         Path | None,
         typer.Option(help="Hold both against each other on this trace's routing. [default: random routing]"),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write what was found here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("what was found")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Write a fitted predictor as an ONNX graph, check that onnxruntime scores the same, and time both.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import written
 
 if TYPE_CHECKING:
     from foregate.traces.schema import Trace
@@ -39,7 +40,7 @@ def command(
     ] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Leave the gate weights out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write what was read here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("what was read")] = None,
 ) -> None:
     """Turn other people's routing traces into one trace.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foregate.cli.options import Dtype, Model, TrustRemoteCode, written
+
 if TYPE_CHECKING:
     from foregate.store.packed import Index
     from foregate.store.packing import Progress
@@ -16,23 +18,21 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder or Hugging Face name of a Mixture-of-Experts model.")],
+    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The store to make, a folder.")],
     *,
     bits: Annotated[int, typer.Option(help="16 (numbers unchanged), 8 or 4.")] = 16,
     group: Annotated[int, typer.Option(help="With --bits 4: numbers that share a scale (32, 64, 128, 256).")] = 128,
     target: Annotated[str, typer.Option("--for", help="Whose kernels compute with 4 bits: cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     perplexity: Annotated[
         str | None,
         typer.Option(help="Measure perplexity before and after on a text; names and files as record's --prompts."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="With --perplexity: only the first N texts.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there already.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write what was made here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("what was made")] = None,
 ) -> None:
     """Pack a model's experts: one aligned, checksummed block each, as they are or in 8 or 4 bits.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import HostMemory, Jobs, Machine, Memory, Replay, Seed, Shape, written
 from foregate.cli.staging import Staging, Words, facts, slots_of, staged
 
 if TYPE_CHECKING:
@@ -30,24 +31,10 @@ def command(
         Path, typer.Argument(help="A trace of the model's routing; or the model's folder, to record a short one first.")
     ],
     *,
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="File of foregate profile, or a datasheet such as rtx-3090.", autocompletion=completion.machines
-        ),
-    ],
-    memory: Annotated[str, typer.Option(help="Fast memory: 25% of the experts, or 6GiB for the whole model.")] = "25%",
-    host_memory: Annotated[
-        str | None,
-        typer.Option(help="Experts in host memory: all, none, 16GiB, 50%.  [default: all, without a GPU none]"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.",
-            autocompletion=completion.models,
-        ),
-    ] = None,
+    profile: Machine,
+    memory: Memory = "25%",
+    host_memory: HostMemory = None,
+    model: Shape = None,
     prompts: Annotated[
         str | None,
         typer.Option(help="Of a folder: what to run it on, as foregate record takes it.  [default: 40 of our own]"),
@@ -60,18 +47,16 @@ def command(
             autocompletion=completion.predictors,
         ),
     ] = None,
-    replay: Annotated[
-        str, typer.Option("--as", help="recorded, or decode: replay prefill as if its tokens had come one by one.")
-    ] = "recorded",
+    replay: Replay = "recorded",
     tokens: Annotated[
         int, typer.Option(min=0, help="Whole prompts until so many tokens, to choose on and to report on; 0 = all.")
     ] = 3000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the prompts drawn.")] = 0,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]")] = None,
+    seed: Seed = 0,
+    jobs: Jobs = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Plan for foregate run --plan, JSON; a predictor beside it.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the plan here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the plan")] = None,
 ) -> None:
     """Find out who should leave, and whether reading ahead pays here: whose guesses, how many, how far.
 
@@ -205,6 +190,7 @@ def show(plan: Plan, done: Done) -> None:
     from rich.console import Console
 
     from foregate.cli.simulate import table
+    from foregate.cli.terminal import say
 
     console = Console()
     found, judged = done.search, done.staging.judged.test
@@ -213,14 +199,13 @@ def show(plan: Plan, done: Done) -> None:
     for line in (_expectation(plan), _reading_ahead(found), _break_even(done.even)):
         console.print(line, highlight=False)
     console.print(table(done.rows))
-    lines = [
+    say(
         f"{len(found.trials)} settings were tried on {len(judged):,} tokens of {len(judged.prompts)} validation "
         "prompts; the table is of test prompts.",
         *facts(done.staging),
         *(f"{name} was left out: {why}" for name, why in found.left.items()),
-    ]
-    for line in lines:
-        console.print(line, style="dim", highlight=False, markup=False)
+        console=console,
+    )
 
 
 def _expectation(plan: Plan) -> str:

@@ -33,20 +33,16 @@ def describe_counts(path: Path, json: Path | None) -> None:
 def show(usage: Usage, console: Console | None = None) -> None:
     """Print the facts, the loads, and what counts say nothing of."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from foregate.cli.describe import loads, loads_explained
+    from foregate.cli.terminal import facts_table, say
     from foregate.usage import WITHOUT_ORDER
 
     console = console or Console()
     totals = sorted({int(n) for n in usage.counts.sum(axis=1)})
     uses = f"{totals[0]:,}" if len(totals) == 1 else f"{totals[0]:,} to {totals[-1]:,}"
     worst = usage.imbalance
-    facts = Table(show_header=False, box=None, padding=(0, 1))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in (
+    facts = (
         ("source", f"{usage.source}: counts of uses, not a trace"),
         ("routing", f"{usage.num_layers} mixture layers of {usage.num_experts} experts; experts a token -"),
         ("model's layers", ", ".join(map(str, usage.layer_ids))),
@@ -55,12 +51,10 @@ def show(usage: Usage, console: Console | None = None) -> None:
         ("tokens, prompts", f"- ({WITHOUT_ORDER})"),
         ("reuse, LRU hits", f"- ({WITHOUT_ORDER})"),
         ("next layer's bits", f"- ({WITHOUT_ORDER})"),
-    ):
-        facts.add_row(name, Text(value))
-    console.print(facts)
+    )
+    console.print(facts_table(facts))
     console.print(loads(usage, usage.layer_ids))
-    explained = f"{loads_explained(usage.num_experts)} All derived from the counts alone."
-    console.print(explained, style="dim", highlight=False, markup=False)
+    say(f"{loads_explained(usage.num_experts)} All derived from the counts alone.", console=console)
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def estimate(asked: Asked, json: Path | None) -> None:
     """`foregate simulate` of a file of counts: nothing is run. Raises: ChoiceError for what takes a trace."""
     from rich.console import Console
 
-    from foregate.cli.terminal import alone, write_json
+    from foregate.cli.terminal import alone, say, write_json
     from foregate.errors import ChoiceError
     from foregate.simulation.popularity import HOW, expected
     from foregate.simulation.profiles import find_profile
@@ -105,8 +99,7 @@ def estimate(asked: Asked, json: Path | None) -> None:
         console.print(HOW.capitalize(), style="bold", highlight=False)
         for memory in slots:
             console.print(_table([r for r in rows if r.memory == memory]))
-        for line in facts:
-            console.print(line, style="dim", highlight=False, markup=False)
+        say(*facts, console=console)
 
 
 def _shape(model: str, usage: Usage) -> ModelShape:
@@ -178,6 +171,7 @@ def _table(rows: Sequence[Expected]) -> Table:
 
 def _facts(usage: Usage, top_k: int, profile: Profile, machine: Machine | None) -> list[str]:
     """What every number rests on, a sentence each."""
+    from foregate.cli.staging import doubts
     from foregate.simulation.profiles import basis
 
     told = [
@@ -195,9 +189,8 @@ def _facts(usage: Usage, top_k: int, profile: Profile, machine: Machine | None) 
             "1; name the --model that was counted).",
         ]
     place = "all experts in host memory" if machine.in_host else "all experts on disk"
-    notes = [f"note: {n}" for n in profile.notes if "derived" in n or "datasheet" in n]
     machine_told = f"Machine: {profile.name} ({basis(profile)}), {place}. Model: {machine.shape.source}."
-    return [*told, f"{machine_told} No read is taken to hide behind computing.", *notes[:3]]
+    return [*told, f"{machine_told} No read is taken to hide behind computing.", *doubts(profile)]
 
 
 def _found(asked: Asked, rows: Sequence[Expected], facts: Sequence[str], machine: Machine | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foregate.cli.options import TrustRemoteCode, written
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -44,11 +46,9 @@ def command(
     ] = None,
     predictor: Annotated[Path | None, typer.Option(help="A predictor of foregate train: times its answers.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads that compute.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the profile here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the profile")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of a minute; rough.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure this machine: disk (cold, by block size and depth), memory, GPU link, a model's experts, a predictor.
 

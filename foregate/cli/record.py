@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import Device, Dtype, Model, Sample, Temperature, TrustRemoteCode, written
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder or Hugging Face name of a Mixture-of-Experts model.")],
+    model: Model,
     prompts: Annotated[
         str,
         typer.Option(
@@ -40,22 +41,20 @@ def command(
     ] = False,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Keep the experts' weights.")] = True,
     stack: Annotated[str, typer.Option(help="encoder, decoder or both, of a model that has both.")] = "both",
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; 1 is fastest for tiny models.")] = None,
     padding: Annotated[str | None, typer.Option(help="left or right; right only with --max-new-tokens 0.")] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="With --sample.")] = 0,
     prompt_lookup: Annotated[
         int | None, typer.Option(min=1, help="Guess N tokens ahead from the prompt itself.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped recording.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write what was recorded here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("what was recorded")] = None,
 ) -> None:
     """Run a model on prompts and record which experts each token was sent to.
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def command(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files of compare and simulate --json, plan and profile -o, benchmarks/sim_vs_run.py."),
+        typer.Argument(
+            help="Files of compare, simulate and run --json, plan and profile -o, benchmarks/sim_vs_run.py."
+        ),
     ] = None,
     *,
     trace: Annotated[list[Path] | None, typer.Option(help="A trace whose routing to show; several: once each.")] = None,
@@ -31,7 +33,7 @@ def command(
         typer.Option(help="A tokenizer.json or its folder, for the text of tokens.  [default: the model's]"),
     ] = None,
 ) -> None:
-    """Put results on one HTML page that needs no network: routing, predictors, simulation, plan.
+    """Put results on one HTML page that needs no network: routing, predictors, simulation, plan, run.
 
     Example: foregate report results.json simulated.json plan.json --trace trace.parquet -o report.html
     """
@@ -39,7 +41,7 @@ def command(
 
     paths, traces = results or [], trace or []
     if not paths and not traces:
-        raise ChoiceError("a report of nothing: give it files that compare --json or simulate --json wrote, or --trace")
+        raise ChoiceError("a report of nothing: give it files that compare, simulate or run --json wrote, or --trace")
     commands = [_line(paths, traces, out, figures, title, tokenizer)]
     shown = write_page(paths, traces, out, title=title, commands=commands, tokenizer=tokenizer)
     if figures is not None:

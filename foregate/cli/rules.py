@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foregate.cli.command import Command, Group
+from foregate.cli.options import written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def create_command(
     layers: Annotated[int, typer.Option(min=2, help="Layers of each .jsonl journey.")] = 32,
     complete_only: CompleteOnly = False,
     unranked_first: UnrankedFirst = False,
-    json: Annotated[Path | None, typer.Option(help="Write the table here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the table")] = None,
 ) -> None:
     """Make rules from journeys: a majority vote per context, ties to the first seen.
 
@@ -83,9 +84,7 @@ def evaluate_command(
     ] = False,
     complete_only: CompleteOnly = False,
     unranked_first: UnrankedFirst = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results with intervals here ('-' = standard output).")
-    ] = None,
+    json: Annotated[Path | None, written("the results with intervals")] = None,
 ) -> None:
     """Try rules on other journeys. Accuracy is over the rows that a rule covers, as in the study.
 

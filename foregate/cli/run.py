@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import Device, Dtype, Model, Sample, Temperature, TrustRemoteCode
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Folder or Hugging Face name of a Mixture-of-Experts model.")],
+    model: Model,
     *,
     memory: Annotated[
         str | None,
@@ -71,11 +72,11 @@ def command(
         ),
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Experts packed by foregate pack, for the model's own.")] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[float, typer.Option(help="With --sample.")] = 1.0,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="With --sample.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads that compute.")] = None,
     record: Annotated[Path | None, typer.Option(help="Keep the routing of what ran, as a trace.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print what was read and waited for at the end.")] = False,
@@ -93,9 +94,7 @@ def command(
     json: Annotated[
         Path | None, typer.Option(help="Write text, memory plan and stats here ('-' = standard output, alone).")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run a model whose experts do not fit: they stay on disk, and are read as the router asks, or before.
 
@@ -156,7 +155,7 @@ def command(
             )
         opened.enter_context(engine)
         choice["max_new_tokens"] = max_new_tokens
-        with view.watching(engine, _said(settings)) as below:
+        with view.watching(engine, _said(settings, speculation_mode)) as below:
             if chat:
                 _talk(engine, choice, below)
             else:
@@ -165,8 +164,14 @@ def command(
         if record is not None:
             write_trace(engine.record(), record)
         if json is not None:
-            planned = None if engine.plan is None else engine.plan.to_json()
-            write_json(json, {"text": written, "memory": planned, "stats": engine.stats()})
+            found = {
+                "model": model,
+                "setting": _said(settings, speculation_mode),
+                "text": written,
+                "memory": None if engine.plan is None else engine.plan.to_json(),
+                "stats": engine.stats(),
+            }
+            write_json(json, found)
         if stats and not alone(json):
             Console(stderr=True).print(_table(engine.stats()))
 
@@ -209,10 +214,11 @@ def _settings(model: str, plan: Path | None, profile: str | None, typed: dict[st
     return found
 
 
-def _said(settings: dict[str, Any]) -> str:
+def _said(settings: dict[str, Any], mode: str | None) -> str:
     """Of what `offload` is told: that which decides who is in a slot."""
-    ahead = settings["prefetch"]
-    return f"evict {settings['evict']}, " + (f"prefetch {ahead}" if ahead else "read on demand")
+    guesses = [f"prefetch {settings['prefetch']}"] * bool(settings["prefetch"])
+    guesses += [f"speculation mode {mode}"] * (mode is not None)
+    return ", ".join([f"evict {settings['evict']}", *(guesses or ["read on demand"])])
 
 
 def _tokens(engine: Engine, text: str) -> Any:

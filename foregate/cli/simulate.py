@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import HostMemory, Jobs, Machine, Memory, Replay, Seed, Shape, written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,26 +27,10 @@ def command(
     ],
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="File of foregate profile, or a datasheet: rtx-3090, rtx-4090, a100-pcie, a100-sxm, h200, "
-            "jetson-orin, laptop.",
-            autocompletion=completion.machines,
-        ),
-    ],
-    memory: Annotated[str, typer.Option(help="Fast memory: 25% of the experts, or 6GiB for the whole model.")] = "25%",
-    host_memory: Annotated[
-        str | None,
-        typer.Option(help="Experts in host memory: all, none, 16GiB, 50%.  [default: all, without a GPU none]"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or preset (mixtral-8x7b, ...), if the trace's name does not say.",
-            autocompletion=completion.models,
-        ),
-    ] = None,
+    profile: Machine,
+    memory: Memory = "25%",
+    host_memory: HostMemory = None,
+    model: Shape = None,
     strategies: Annotated[
         str | None,
         typer.Option(
@@ -63,17 +48,15 @@ def command(
         ),
     ] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="memory=10%,25%,50% or batch=1,4,16, or both.")] = None,
-    replay: Annotated[
-        str, typer.Option("--as", help="recorded, or decode: replay prefill as if its tokens had come one by one.")
-    ] = "recorded",
+    replay: Replay = "recorded",
     split: Annotated[str, typer.Option(help="prompt; none: fit and run on all prompts (marked).")] = "prompt",
     tokens: Annotated[int, typer.Option(min=0, help="Whole test prompts until so many; 0 = all.")] = 5000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the prompts drawn.")] = 0,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]")] = None,
+    seed: Seed = 0,
+    jobs: Jobs = None,
     moments: Annotated[
         int, typer.Option(min=0, help="Passes that --json tells event by event, for the report's timeline.")
     ] = 2,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the rows")] = None,
 ) -> None:
     """Run a recorded routing on a machine you need not have, under several strategies in the same fast memory.
 
@@ -85,7 +68,7 @@ def command(
 
     from foregate.cli.popularity import Asked, estimate
     from foregate.cli.staging import Words, slots_of, staged
-    from foregate.cli.terminal import progress_bar, warn
+    from foregate.cli.terminal import alone, progress_bar, warn
     from foregate.simulation.experiment import compare_strategies, settle
     from foregate.simulation.strategies import BOUNDS, chosen, wants_hidden
     from foregate.usagefiles import is_counts
@@ -122,7 +105,7 @@ def command(
         )
     if json is not None:
         _write(rows, left, wanted, staging, json)
-    if str(json) != "-":
+    if not alone(json):
         show(rows, left, staging)
 
 
@@ -131,6 +114,7 @@ def show(rows: Sequence[Row], left: Mapping[str, str], staging: Staging) -> None
     from rich.console import Console
 
     from foregate.cli.staging import facts
+    from foregate.cli.terminal import say
 
     console = Console()
     for memory, batch in dict.fromkeys((r.memory, r.batch) for r in rows):
@@ -148,8 +132,7 @@ def show(rows: Sequence[Row], left: Mapping[str, str], staging: Staging) -> None
         texts = ", ".join(f"{name} {seconds * 1e6:.0f} us" for name, seconds in charged.items())
         lines.append(f"Charged for an answer about one layer, as measured on this machine's processor: {texts}.")
     lines += [f"{name} was left out: {reason}" for name, reason in left.items()]
-    for line in lines:
-        console.print(line, style="dim", highlight=False, markup=False)
+    say(*lines, console=console)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from foregate.hardware.profile import Profile
     from foregate.simulation.guesser import Stage
     from foregate.simulation.shapes import ModelShape
     from foregate.splits import Fold
@@ -53,6 +54,7 @@ def staged(words: Words, *, hidden: bool) -> Staging:
 
     Raises: ForegateError of some kind, with a sentence.
     """
+    from foregate.cli.options import replayed_as_decode
     from foregate.errors import ChoiceError
     from foregate.simulation.guesser import Stage
     from foregate.simulation.profiles import find_profile
@@ -62,8 +64,7 @@ def staged(words: Words, *, hidden: bool) -> Staging:
     from foregate.traces.storage import read_trace
     from foregate.usagefiles import is_counts
 
-    if words.replay not in ("recorded", "decode"):
-        raise ChoiceError(f"--as {words.replay} is neither recorded nor decode")
+    as_decode = replayed_as_decode(words.replay)
     machine = find_profile(words.profile)
     for path in words.traces:
         if (path / "config.json").is_file():
@@ -78,7 +79,6 @@ def staged(words: Words, *, hidden: bool) -> Staging:
     fold = _fold(trace, words)
     profile = timed_on(machine, shape)
     slots = host_slots(words.host_memory, shape, device=profile.has_device)
-    as_decode = words.replay == "decode"
     test = Stage(fold.train, fold.validation, some(fold.test, words), shape, profile, slots, as_decode)
     judged = None
     if fold.validation is not None:
@@ -156,5 +156,9 @@ def facts(staging: Staging) -> list[str]:
         + ("the same prompts: what they reach holds nowhere else." if staging.leaks else "other prompts."),
         f"Machine: {stage.profile.name} ({basis(stage.profile)}), {place}. Model: {shape.source}.",
     ]
-    notes = [n for n in stage.profile.notes if "derived" in n or "datasheet" in n]
-    return told + [f"note: {n}" for n in notes[:3]]
+    return told + doubts(stage.profile)
+
+
+def doubts(profile: Profile) -> list[str]:
+    """What of a machine's numbers nobody measured, a few notes."""
+    return [f"note: {note}" for note in profile.notes if "derived" in note or "datasheet" in note][:3]

@@ -73,13 +73,10 @@ def _notes(trace: Trace) -> list[str]:
 def _show(usage: Usage) -> None:
     from rich.console import Console
 
-    console = Console()
-    console.print(_table(usage))
-    console.print(
-        "Uses of an expert, over all experts of a layer; cv: std / mean. Derived by counting the recorded routing.",
-        style="dim",
-        highlight=False,
-    )
+    from foregate.cli.terminal import say
+
+    Console().print(_table(usage))
+    say("Uses of an expert, over all experts of a layer; cv: std / mean. Derived by counting the recorded routing.")
 
 
 def _table(usage: Usage) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from foregate.cli.command import QUIET
 
@@ -24,6 +26,22 @@ def warn(text: str) -> None:
 def chatter() -> Console:
     """Standard error, for progress and for what nobody asked for; silent with --quiet."""
     return Console(stderr=True, quiet=QUIET.get())
+
+
+def say(*lines: str, console: Console | None = None) -> None:
+    """What the numbers above rest on: dim lines on standard output, as they are."""
+    for line in lines:
+        (console or Console()).print(line, style="dim", highlight=False, markup=False)
+
+
+def facts_table(facts: Iterable[tuple[str, str | Text]], title: str | None = None) -> Table:
+    """Names and what they are."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, Text(value) if isinstance(value, str) else value)
+    return table
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import Traces, written
 
 if TYPE_CHECKING:
     from foregate.predictors.base import Predictor
@@ -30,7 +31,7 @@ def command(
             help="Predictor, with options if any: mlp, rules:order=2.", autocompletion=completion.predictors
         ),
     ],
-    traces: Annotated[list[Path], typer.Argument(metavar="TRACE", help="Traces of one model; several are joined.")],
+    traces: Traces,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (.npz).")],
     split: Annotated[
@@ -58,7 +59,7 @@ def command(
         bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was stopped.")
     ] = False,
     curve: Annotated[Path | None, typer.Option(help="Write the learning curve here (.json or .html).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write what was done here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("what was done")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
     """Fit one predictor and save it. Python reads it: foregate.load_predictor(path).
@@ -197,7 +198,7 @@ def _report(found: dict[str, Any], points: list[Point], *, json: Path | None, cu
     from dataclasses import asdict
     from json import dumps
 
-    from foregate.cli.terminal import file_size, write_text
+    from foregate.cli.terminal import alone, file_size, write_text
 
     whole = {**found, "curve": [asdict(point) for point in points]}
     if json is not None:
@@ -213,7 +214,7 @@ def _report(found: dict[str, Any], points: list[Point], *, json: Path | None, cu
 
         title = f"Training {found['predictor']}"
         write_text(curve, build_curve_page(points, title=title, commands=[]))
-    if str(json) == "-":
+    if alone(json):
         return
     size, seconds, trained = file_size(found["bytes"]), found["fit_s"], found["trained_on"]
     print(f"wrote {found['output']} ({size}): {found['predictor']}, fitted in {seconds:.1f} s on {trained}")

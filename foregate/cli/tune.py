@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foregate.cli import completion
+from foregate.cli.options import Replay, replayed_as_decode, written
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from foregate.traces.schema import Trace
     from foregate.tuning import Attempt, Tuned
 
@@ -46,9 +45,7 @@ def command(
     ] = ("recall"),
     budget: Annotated[int | None, typer.Option(help="Experts fetched per layer, for recall.  [default: k]")] = None,
     distance: Annotated[int, typer.Option(help="How many layers ahead.")] = 1,
-    replay: Annotated[
-        str, typer.Option("--as", help="recorded, or decode: replay prefill as if its tokens had come one by one.")
-    ] = "recorded",
+    replay: Replay = "recorded",
     layers: Annotated[
         str | None, typer.Option(help="Only the first so many mixture layers (5), or some (3-8): cheaper.")
     ] = None,
@@ -56,7 +53,7 @@ def command(
         int, typer.Option(min=1, help="Seconds between a worker's signs of life; six missing, and it counts as dead.")
     ] = 10,
     plot: Annotated[Path | None, typer.Option(help="Write a page on the study here (HTML).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the trials here ('-' = standard output).")] = None,
+    json: Annotated[Path | None, written("the trials")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Fit the best on all layers and save it here (.npz).")
     ] = None,
@@ -65,9 +62,9 @@ def command(
 
     Example: foregate tune memory deepseek.parquet --as decode --trials 50 --layers 5
     """
-    from foregate.cli.terminal import warn
+    from foregate.cli.terminal import alone, warn
     from foregate.components import build
-    from foregate.errors import ChoiceError, need
+    from foregate.errors import need
     from foregate.layers import some_layers
     from foregate.predictors import PREDICTORS
     from foregate.predictors.base import HIDDEN
@@ -78,8 +75,7 @@ def command(
     need("optuna", "train")
     if plot is not None:
         need("plotly", "report")  # before hours of work, not after
-    if replay not in ("recorded", "decode"):
-        raise ChoiceError(f"--as {replay} is neither recorded nor decode")
+    as_decode = replayed_as_decode(replay)
     if split in LEAKING:
         warn(f"--split {split} leaks: tokens of one prompt stand on both sides; what it prefers holds nowhere else")
     plain = name.partition(":")[0]
@@ -89,7 +85,7 @@ def command(
         metric=metric,
         budget=whole.spec.top_k if budget is None else budget,
         distance=distance,
-        as_decode=replay == "decode",
+        as_decode=as_decode,
         how=split,
         seed=seed,
     )
@@ -103,7 +99,7 @@ def command(
             heartbeat=heartbeat,
             told=tell,
         )
-    if str(json) != "-":
+    if not alone(json):
         _show(tuned, source)
     _write(tuned, whole, source, plot=plot, json=json, output=output)
 
@@ -131,7 +127,7 @@ def _show(tuned: Tuned, source: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from foregate.cli.terminal import STYLE
+    from foregate.cli.terminal import STYLE, say
     from foregate.report.study import prompts
 
     console = Console()
@@ -146,20 +142,18 @@ def _show(tuned: Tuned, source: Path) -> None:
         else:
             table.add_row(label, "-", "-", "its trial has not finished")
     console.print(table)
-    _explain(tuned, console)
+    say(_explanation(tuned), console=console)
     print(f"next: {_next(tuned, source)}")
 
 
-def _explain(tuned: Tuned, console: Console) -> None:
+def _explanation(tuned: Tuned) -> str:
     question = tuned.question
     stopped = sum(a.score is None for a in tuned.attempts)
-    console.print(
+    return (
         f"Measured; mean over layers, {question.distance} ahead, replayed as {_replay(tuned)}, split by "
         f"{question.how}, seed {question.seed}. {len(tuned.attempts)} trials in study {tuned.study.study_name!r}, "
         f"{stopped} stopped early. The best was chosen on these prompts, so its score flatters; the test prompts were "
-        "not looked at.",
-        style="dim",
-        highlight=False,
+        "not looked at."
     )
 
 

@@ -5,7 +5,7 @@ weights.
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from foregate.errors import ModelError, need
 from foregate.hardware.profile import ModelShape, Timing
 from foregate.hardware.sampling import Pace, Work, interleaved, timing
 from foregate.models import Stack, auto_class, fetch, stacks
+from foregate.store.direct import aligned
 
 COLD = 256 << 20  # bytes of weights gone through before the same ones come again, so that no cache holds them
 MOST_LAYERS = 4  # of which the dense part is timed
@@ -39,12 +40,16 @@ def outline(name: str, *, device: str | None = None, trust_remote_code: bool = F
 
     Raises: ModelError if the configuration cannot be had, or is of a dense model.
     """
+    config = fetch(need("transformers", "models").AutoConfig, name, "config", trust_remote_code=trust_remote_code)
+    return outline_of(without_weights(config, name), name, device=device)
+
+
+def without_weights(config: Any, name: str) -> Any:
+    """The model of a configuration, on the meta device. Raises: ModelError if it does not generate text."""
     torch, transformers = need("torch", "models"), need("transformers", "models")
-    config = fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
     dtype = config.dtype or config.get_text_config().dtype or torch.float32
     with torch.device("meta"):
-        model = auto_class(transformers, config, name).from_config(config, dtype=dtype).eval()
-    return outline_of(model, name, device=device)
+        return auto_class(transformers, config, name).from_config(config, dtype=dtype).eval()
 
 
 def outline_of(model: Any, name: str, *, device: str | None = None) -> Outline:
@@ -80,9 +85,10 @@ class Experts:
         kind = {"dtype": getattr(torch, shape.dtype), "device": self.given.device}
         count = max(1, min(-(-self.cold // shape.expert_bytes), shape.layers * shape.experts))
         sides = _sides(self.given.stack.layers[0].experts, shape.hidden)
-        for _ in range(count):
+        sizes = [rows * columns for rows, columns, _ in sides]
+        for numbers in _as_slots(torch, count * sum(sizes), **kind).view(count, -1):
+            made = [part.view(rows, -1) for part, (rows, *_) in zip(numbers.split(sizes), sides, strict=True)]
             # A transposed family keeps [in, out]; F.linear is handed a view the other way round, as it hands itself.
-            made = [random_numbers(torch, rows * columns, **kind).view(rows, columns) for rows, columns, _ in sides]
             self._matrices.append([m.t() if turned else m for m, (_, _, turned) in zip(made, sides, strict=True)])
         self._turn = itertools.cycle(self._matrices)
 
@@ -106,7 +112,7 @@ class Experts:
                 wide = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
                 gate = silu(wide[:, :inner])
                 linear(gate * wide[:, inner : 2 * inner] if wide.shape[1] >= 2 * inner else gate, last)
-            _wait(torch, last)
+            _wait(last)
 
         return run
 
@@ -122,11 +128,13 @@ def time_dense(given: Outline, tokens: Sequence[int], *, rounds: int) -> list[Ti
     Weights are flushed out of the caches before each pass. Raises: ModelError where the family cannot be run so.
     """
     torch = need("torch", "models")
-    try:
-        with _without_experts(given) as (decoder, entries), _stopwatch(torch, entries) as spent:
+    spent: list[float] = []
+    times: dict[int, list[list[float]]] = {count: [] for count in tokens}
+    with refused(f"the dense part of {given.shape.name} cannot be run by itself"):
+        decoder, entries = _without_experts(given)
+        with stopwatch(entries, lambda module, seconds: spent.append(seconds), wait=_wait):
             runs = {count: _pass(torch, given, decoder, count) for count in tokens}
             flush = torch.ones(COLD // 8, dtype=torch.int64)
-            times: dict[int, list[list[float]]] = {count: [] for count in tokens}
             for run in runs.values():
                 run()  # the first pays for kernels and pages
             for turn in range(rounds):
@@ -137,9 +145,6 @@ def time_dense(given: Outline, tokens: Sequence[int], *, rounds: int) -> list[Ti
                     spent.clear()
                     run()
                     times[count].append([sum(spent) / len(spent)])  # layers may be of several kinds: their mean
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"the dense part of {given.shape.name} cannot be run by itself ({reason})") from error
     return [timing("dense", count, found) for count, found in times.items()]
 
 
@@ -160,7 +165,7 @@ def time_head(given: Outline, tokens: Sequence[int], pace: Pace) -> list[Timing]
         def run() -> None:
             with torch.inference_mode():
                 linear(hidden, weight)
-            _wait(torch, weight)
+            _wait(weight)
 
         return run
 
@@ -205,13 +210,33 @@ def random_numbers(torch: Any, count: int, *, like: Any = None, **kind: Any) -> 
     return some if count <= len(some) else some.repeat(-(-count // len(some)))[:count]
 
 
-def _wait(torch: Any, tensor: Any) -> None:
+def _as_slots(torch: Any, count: int, *, dtype: Any, device: Any) -> Any:
+    """Small random numbers in memory as slots have it: a processor that idled finds huge pages again sooner. Measured
+    with experts of 50 MB: 4.5 ms instead of 5.9.
+    """
+    numbers = random_numbers(torch, count, dtype=dtype, device=device)
+    if numbers.device.type != "cpu":
+        return numbers
+    room = aligned(numbers.nbytes)
+    return torch.from_numpy(room).view(dtype).copy_(numbers)
+
+
+def _wait(tensor: Any) -> None:
+    """Until the device has done what it was told."""
     if tensor.is_cuda:
-        torch.cuda.synchronize()
+        need("torch", "models").cuda.synchronize()
 
 
 @contextlib.contextmanager
-def _without_experts(given: Outline) -> Iterator[tuple[Any, list[Any]]]:
+def refused(sentence: str) -> Iterator[None]:
+    """What running a family in a way that it was not made for may raise becomes a ModelError: the sentence, and why."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{sentence} ({' '.join(str(error).split())[:120]})") from error
+
+
+def _without_experts(given: Outline) -> tuple[Any, list[Any]]:
     """The decoder cut off after a few mixture layers, its experts answering zeros, and these layers' modules.
 
     Layers without experts hand on what they are given. The outline is of no other use afterwards.
@@ -220,7 +245,7 @@ def _without_experts(given: Outline) -> Iterator[tuple[Any, list[Any]]]:
     root = given.stack.root
     decoder = (root.get_decoder() if root is given.model else root).base_model
     entries = few([layer.entry for layer in given.stack.layers])
-    holder = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and entries[0] in list(m))
+    holder = given.stack.holder
     end = list(holder).index(entries[-1]) + 1
     for layer in given.stack.layers[: len(entries)]:
         for experts in layer.experts:
@@ -235,7 +260,7 @@ def _without_experts(given: Outline) -> Iterator[tuple[Any, list[Any]]]:
     for module in decoder.modules():
         if id(module) not in experts | skipped and getattr(module, "num_embeddings", 0) < words:
             materialise(torch, module, given.device)
-    yield decoder, entries
+    return decoder, entries
 
 
 def few(entries: list[Any]) -> list[Any]:
@@ -277,23 +302,28 @@ def _pass(torch: Any, given: Outline, decoder: Any, tokens: int) -> Work:
 
 
 @contextlib.contextmanager
-def _stopwatch(torch: Any, entries: list[Any]) -> Iterator[list[float]]:
-    """Collects the seconds that each of these modules runs."""
-    spent: list[float] = []
+def stopwatch(
+    modules: Iterable[Any], told: Callable[[Any, float], None], *, wait: Callable[[Any], None] | None = None
+) -> Iterator[None]:
+    """Tells of each call of these modules the seconds that it ran.
+
+    wait  called with a parameter of the module before the time is taken
+    """
     began: dict[int, float] = {}
 
+    def now(module: Any) -> float:
+        if wait is not None:
+            wait(next(module.parameters()))
+        return time.perf_counter()
+
     def before(module: Any, args: Any) -> None:
-        _wait(torch, next(module.parameters()))
-        began[id(module)] = time.perf_counter()
+        began[id(module)] = now(module)
 
     def after(module: Any, args: Any, output: Any) -> None:
-        _wait(torch, next(module.parameters()))
-        spent.append(time.perf_counter() - began[id(module)])
+        told(module, now(module) - began[id(module)])
 
-    hooks = [entry.register_forward_pre_hook(before) for entry in entries]
-    hooks += [entry.register_forward_hook(after) for entry in entries]
-    try:
-        yield spent
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_pre_hook(before).remove)
+            hooks.callback(module.register_forward_hook(after).remove)
+        yield

@@ -13,6 +13,8 @@ import numpy as np
 
 from foregate.hardware.profile import Timing
 from foregate.hardware.sampling import Pace, Work, interleaved, timing
+from foregate.store.base import Buffer
+from foregate.store.direct import aligned
 
 SIZES = tuple(1 << power for power in (16, 20, 22, 24, 26))  # 64 KiB .. 64 MiB
 COLD = 256 << 20  # bytes gone through before the same ones come again, so that no cache holds them
@@ -20,7 +22,7 @@ COLD = 256 << 20  # bytes gone through before the same ones come again, so that 
 
 def time_memory(sizes: Sequence[int], threads: Sequence[int], pace: Pace, cold: int = COLD) -> list[Timing]:
     """Copies within host memory by size and threads, and reading it with all of these threads' cores."""
-    source, target = (np.ones(cold, dtype=np.uint8) for _ in range(2))  # zeros would have no pages yet
+    source, target = _bytes(cold), _bytes(cold)
     found = []
     for count in threads:
         for size in sizes:
@@ -66,12 +68,19 @@ def time_device(sizes: Sequence[int], pace: Pace) -> list[Timing]:
 
 def copier(size: int, cold: int = COLD) -> Work:
     """Work that copies `size` bytes within host memory, other ones each time."""
-    return _copier(np.ones(cold, dtype=np.uint8), np.ones(cold, dtype=np.uint8), size)
+    return _copier(_bytes(cold), _bytes(cold), size)
 
 
 def reader(size: int, cold: int = COLD) -> Work:
     """Work that reads `size` bytes of host memory, other ones each time."""
-    return _reader(np.ones(cold, dtype=np.uint8), size)
+    return _reader(_bytes(cold), size)
+
+
+def _bytes(count: int) -> Buffer:
+    """Memory as the slots have it; its pages are there."""
+    room = aligned(count)
+    room[:] = 1
+    return room
 
 
 def _copier(source: Any, target: Any, size: int) -> Work:

@@ -18,6 +18,7 @@ from foregate.errors import StorageError
 from foregate.hardware.machine import disk_of
 from foregate.hardware.profile import Timing
 from foregate.hardware.sampling import Pace, timing
+from foregate.store.direct import aligned
 
 BLOCKS = tuple(1 << power for power in (16, 18, 20, 22, 24, 26))  # 64 KiB .. 64 MiB
 DEPTHS = (1, 2, 4, 8)
@@ -121,16 +122,6 @@ def summary(kind: str, block: int, depth: int, rounds: Sequence[Reads]) -> Timin
     return timing(kind, block, [r.times for r in rounds], at_once=depth, reckoned=[r.each for r in rounds])
 
 
-def time_pairs(files: Files, block: int, count: int) -> list[Timing]:
-    """Two reads that begin together, so many times: how long until the first is there, and until both are."""
-    places = itertools.cycle(files.places(block, seed=2))
-    pairs = [sorted(read_for(files, places, block, 2, 0.0).times) for _ in range(count)]
-    return [
-        timing(kind, block, [times], at_once=2, reckoned=[float(np.mean(times))])
-        for kind, times in zip(("first-of-two", "last-of-two"), zip(*pairs, strict=True), strict=True)
-    ]
-
-
 def read_for(
     files: Files,
     places: Iterator[tuple[int, int]],
@@ -149,20 +140,20 @@ def read_for(
     stop = stop or threading.Event()  # ends the reading before its time
 
     def work() -> None:
-        with mmap.mmap(-1, block) as memory, memoryview(memory) as view:
-            view[::ALIGNED] = bytes(len(view[::ALIGNED]))  # its pages exist before the clock runs
-            start.wait()
-            starts.append(time.perf_counter())
-            end, first = time.perf_counter() + seconds, True
-            while first or (time.perf_counter() < end and not stop.is_set() and not failed):
-                first = False
-                with lock:
-                    handle, offset = next(places)
-                try:
-                    times.append(read_one(handle, offset, view, direct=files.direct))
-                    ends.append(time.perf_counter())
-                except OSError as error:
-                    failed.append(error)
+        buffer = aligned(block)  # as the runtime's are
+        buffer[::ALIGNED] = 0  # its pages exist before the clock runs
+        start.wait()
+        starts.append(time.perf_counter())
+        end, first = time.perf_counter() + seconds, True
+        while first or (time.perf_counter() < end and not stop.is_set() and not failed):
+            first = False
+            with lock:
+                handle, offset = next(places)
+            try:
+                times.append(read_one(handle, offset, buffer.data, direct=files.direct))
+                ends.append(time.perf_counter())
+            except OSError as error:
+                failed.append(error)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(depth)]
     try:

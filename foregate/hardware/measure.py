@@ -20,7 +20,6 @@ BUSY = 0.15  # share of the cores that others may keep busy before a note says s
 OVERLAP_BLOCK = 16 << 20
 IDLE = 0.02  # seconds of sleep, at least, between pieces of work
 ASLEEP = 4  # times what the work took: processors that work for less than some 40 % of the time are slow here
-PAIRS = 4  # of reads that begin together, a round
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ def measure(
         notes += _about(files)
         blocks = [block for block in effort.blocks if len(files.places(block)) >= 2]
         timings += disk.time_reads(files, blocks, effort.depths, effort.pace, lambda s: advance("disk", 0.45 * s))
-        timings += disk.time_pairs(files, max(blocks), PAIRS * effort.rounds)
         advance("overlap", 0.0)
         timings += _overlap(files, work, size, effort)
     advance("dense part", 0.1)

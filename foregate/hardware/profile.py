@@ -12,12 +12,9 @@ from foregate.hardware.machine import Machine
 
 Basis = Literal["measured", "derived", "datasheet"]
 BASES = get_args(Basis)
-MOST_UNEVEN = 0.95  # of a read: the second of two never stands quite still
 
 KINDS: dict[str, str] = {
     "read": "bytes",  # disk to host memory, past the page cache unless a note says otherwise
-    "first-of-two": "bytes",  # until the first of two such reads that began together is there
-    "last-of-two": "bytes",  # until both are
     "memcpy": "bytes",  # host memory to host memory
     "memread": "bytes",  # the processor reads host memory
     "pinned": "bytes",  # host to device, page-locked
@@ -169,6 +166,15 @@ class Profile:
         found = self.of(f"{of}-turn")
         return found[0].seconds if found else 0.0
 
+    def look_seconds(self, tokens: int = 1, *, answer: float | None = None) -> float:
+        """Seconds of asking a predictor about one layer: its answer, and what the runtime itself takes beside that.
+
+        answer  seconds; None: as the predictor was timed, 0 where nobody did
+        """
+        if answer is None:
+            answer = self.predictor_seconds(tokens) if self.of("predict") else 0.0
+        return self.turn_seconds("look") + answer
+
     def predictor_seconds(self, tokens: int = 1) -> float:
         """Seconds that the predictor takes to answer about one layer."""
         return _along(self._curve("predict", 1), tokens)
@@ -182,20 +188,6 @@ class Profile:
     def idle_slowed(self) -> float:
         """What computing time is multiplied by while the processor waits most of the time; 1 where nobody measured."""
         return self._ratio("work-after-idle", "work-alone") if self.of("work-after-idle") else 1.0
-
-    @property
-    def uneven(self) -> float:
-        """How much of the disk the first of two reads has, beyond its half: 0 = nothing, near 1 = all; 0 where nobody
-        measured.
-
-        With u of it the first moves by (1 + u) / 2 of what goes through; once it is there, the rest of the second is
-        2 u / (1 + u) of a read alone.
-        """
-        if not self.of("first-of-two"):
-            return 0.0
-        first, last = (self.of(kind)[-1] for kind in ("first-of-two", "last-of-two"))
-        rest = min(max((last.seconds - first.seconds) / self.read_seconds(first.size), 0.0), MOST_UNEVEN)
-        return rest / (2 - rest)
 
     @property
     def reads_slowed(self) -> float:

@@ -8,22 +8,31 @@ Planner, hooks and transformers' own Python are most of it. Where experts are sm
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 
 from foregate.arrays import Float64
-from foregate.errors import ModelError, need
-from foregate.hardware.compute import COLD, few, materialise, random_numbers
+from foregate.errors import need
+from foregate.hardware.compute import (
+    COLD,
+    few,
+    materialise,
+    random_numbers,
+    refused,
+    stopwatch,
+    without_weights,
+)
 from foregate.hardware.profile import Timing
 from foregate.hardware.sampling import timing
-from foregate.models import Stack, auto_class, fetch, stacks
+from foregate.models import Stack, fetch, stacks
 from foregate.runtime.engine import Engine
 from foregate.runtime.loading import HollowModel, weights_of
 from foregate.runtime.sizes import minimum_slots
 from foregate.runtime.telemetry import PLACE
 from foregate.runtime.wish import Wish
 from foregate.store.base import Buffer, ExpertStore
+from foregate.store.direct import aligned
 from foregate.store.layout import SLOT_ALIGNMENT, Layout
 from foregate.store.pieces import held_experts, layout_of
 
@@ -47,7 +56,7 @@ class Pool(ExpertStore):
         self.num_experts, layout = layout_of(model, held_experts(model, layers), name)
         self.layout, self.bits = Layout((), SLOT_ALIGNMENT), 16
         count = max(1, min(-(-cold // layout.slot_bytes), self.num_layers * self.num_experts))
-        buffers = torch.from_numpy(np.zeros((count, layout.slot_bytes), dtype=np.uint8))  # numpy's, as the slots are
+        buffers = torch.from_numpy(aligned(count * layout.slot_bytes)).view(count, -1)  # as the slots are
         self._experts = [layout.tensors(buffer) for buffer in buffers]
         for expert in self._experts:
             for part in expert.values():
@@ -75,11 +84,8 @@ def time_turns(name: str, known: Sequence[Timing], device: str, *, trust_remote_
     Raises: ModelError where the family cannot be run so.
     """
     alone = {t.kind: t.seconds for t in known if t.size == 1}
-    try:
+    with refused(f"the runtime cannot run {name} on random weights"):
         spent = _spent(name, device, trust_remote_code=trust_remote_code)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"the runtime cannot run {name} on random weights ({reason})") from error
     left = {
         "expert-turn": spent.expert - alone["expert"],
         "layer-turn": spent.layer - alone["dense"],
@@ -129,7 +135,9 @@ def _decoded(
     """Seconds of each token [N]: of all, in mixture layers, in others; and what the runtime counted of it, by field."""
     ids = need("torch", "models").arange(PROMPT, device=device)[None] % WORDS
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with Engine(hollow, store, slots, wish=ASKED, device=device) as engine, _Laps(hollow.model, hollow.stacks) as laps:
+    laps = _Laps({id(layer.entry) for stack in hollow.stacks for layer in stack.layers})
+    layers = [layer for stack in hollow.stacks for layer in stack.holder]
+    with Engine(hollow, store, slots, wish=ASKED, device=device) as engine, stopwatch(layers, laps.layer):
         began = time.perf_counter()
         engine.generate(ids, max_new_tokens=1 + SKIPPED, **options)
         each = (time.perf_counter() - began) / (1 + SKIPPED)
@@ -141,47 +149,33 @@ def _decoded(
 
 @final
 class _Laps:
-    """Hooks that take the time of each pass's layers, and a streamer that takes the time of each token."""
+    """A streamer that takes the time of each token, and is told what the layers of its pass take.
 
-    def __init__(self, model: Any, found: tuple[Stack, ...]) -> None:
+    mixtures  the ids of the mixture layers' modules
+    """
+
+    def __init__(self, mixtures: set[int]) -> None:
+        self._mixtures = mixtures
         self._marks: list[float] = []
-        self._passes: list[list[float]] = []  # seconds in mixture layers, in others
-        self._began = 0.0
-        entries = {id(layer.entry) for stack in found for layer in stack.layers}
-        self._handles = [model.register_forward_pre_hook(lambda module, args: self._passes.append([0.0, 0.0]))]
-        for stack in found:
-            for layer in _list_of(stack):
-                self._handles.append(layer.register_forward_pre_hook(self._enter))
-                self._handles.append(layer.register_forward_hook(self._left(id(layer) not in entries)))
+        self._passes: list[list[float]] = []  # after each mark: seconds in mixture layers, in others
 
     def put(self, value: Any) -> None:
-        """The prompt, then a token."""
+        """The prompt, then a token; a pass follows each but the last."""
         self._marks.append(time.perf_counter())
+        self._passes.append([0.0, 0.0])
 
     def end(self) -> None:
         """All is written."""
 
+    def layer(self, module: Any, seconds: float) -> None:
+        """A layer ran; before the first mark it is an encoder's, or of tokens that nobody times."""
+        if self._passes:
+            self._passes[-1][id(module) not in self._mixtures] += seconds
+
     def tokens(self, count: int) -> tuple[Float64, Float64, Float64]:
         """Seconds of the last `count` tokens [count]: of all, in mixture layers, in other layers."""
-        passes = np.array(self._passes[-count:])
+        passes = np.array(self._passes[-count - 1 : -1])
         return np.diff(self._marks)[-count:], passes[:, 0], passes[:, 1]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _enter(self, module: Any, args: Any) -> None:
-        self._began = time.perf_counter()
-
-    def _left(self, other: bool) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            if self._passes:
-                self._passes[-1][other] += time.perf_counter() - self._began
-
-        return hook
 
 
 def _few_layers(name: str, device: str, *, trust_remote_code: bool) -> tuple[Any, float]:
@@ -190,16 +184,14 @@ def _few_layers(name: str, device: str, *, trust_remote_code: bool) -> tuple[Any
     """
     torch, transformers = need("torch", "models"), need("transformers", "models")
     config = fetch(transformers.AutoConfig, name, "config", trust_remote_code=trust_remote_code)
-    dtype = config.dtype or config.get_text_config().dtype or torch.float32
     for part in (config, config.get_text_config()):
         part.pad_token_id = 0
         for key in [key for key in vars(part) if key.startswith("vocab_size")]:
             setattr(part, key, WORDS)
-    with torch.device("meta"):
-        model = auto_class(transformers, config, name).from_config(config, dtype=dtype).eval()
+    model = without_weights(config, name)
     plain = _plain_layers(stacks(model, name))
     for stack in stacks(model, name):
-        layers = _list_of(stack)
+        layers = stack.holder
         del layers[list(layers).index(few([layer.entry for layer in stack.layers])[-1]) + 1 :]
     found = stacks(model, name)
     experts = {id(m) for stack in found for layer in stack.layers for e in layer.experts for m in e.modules()}
@@ -211,10 +203,4 @@ def _few_layers(name: str, device: str, *, trust_remote_code: bool) -> tuple[Any
 
 def _plain_layers(found: tuple[Stack, ...]) -> int:
     """How many layers without experts there are in the stacks' lists."""
-    return sum(len(_list_of(stack)) - len(stack.layers) for stack in found)
-
-
-def _list_of(stack: Stack) -> Any:
-    """The list that a stack's layers are in."""
-    torch, entry = need("torch", "models"), stack.layers[0].entry
-    return next(m for m in stack.root.modules() if isinstance(m, torch.nn.ModuleList) and entry in list(m))
+    return sum(len(stack.holder) - len(stack.layers) for stack in found)

@@ -1,8 +1,8 @@
 """How this package's functions are compiled, so that a first run does not wait long for them. No decision here.
 
 A compiled function carries the code of all that it calls, so depth costs more than length: what one caller uses is
-pasted into it (`pasted`), what many use takes few arrays (`inner`), and only what Python calls can be called from there
-(`entry`).
+pasted into it (`pasted`), what many use takes few arrays (`inner`) or is put there without a call (`melted`), and only
+what Python calls can be called from there (`entry`).
 """
 
 from collections.abc import Callable
@@ -23,6 +23,14 @@ def entry(function: F) -> F:
 def inner(function: F) -> F:
     """Only compiled code calls it."""
     return njit(**BARE)(function)  # type: ignore[no-any-return]
+
+
+def melted(function: F) -> F:
+    """As `inner`, but its code is put where it is called: handing on a hundred arrays takes longer than what it does.
+
+    Not for loops over experts: in the middle of so much code they are compiled to slower ones.
+    """
+    return njit(**BARE, forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def pasted(function: F) -> F:

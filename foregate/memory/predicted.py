@@ -36,6 +36,7 @@ NOTHING_KNOWN = -2.0  # the value of that level
 PASS, LAYER = range(2)
 NOBODY = np.int32(2**31 - 1)
 UNASKED = np.int32(-1)
+HALF, LOWER_HALF = np.int64(32), np.int64(2**32 - 1)
 ZERO = np.float32(0)
 
 
@@ -78,6 +79,7 @@ class Forecast(NamedTuple):
     sets      [1]           how many have been observed
     lowest    [L]           the least value among those of a layer that may leave
     leaver    [L]           in which slot; UNASKED: something has changed since, NOBODY: none may leave
+    unasked   [L + 1]       which layers these are; the last number is how many
     features  [FEATURES, E] room to work in
     logit     [E]           room to work in
     unused    [E]           room to work in
@@ -95,6 +97,7 @@ class Forecast(NamedTuple):
     sets: Int64
     lowest: Int64
     leaver: Int32
+    unasked: Int32
     features: Float32
     logit: Float32
     unused: Float64
@@ -127,6 +130,7 @@ def make_forecast(
         sets=np.zeros(1, np.int64),
         lowest=np.zeros(L, np.int64),
         leaver=np.full(L, UNASKED, np.int32),
+        unasked=np.arange(L + 1, dtype=np.int32),
         features=np.zeros((FEATURES, E), np.float32),
         logit=np.zeros(E, np.float32),
         unused=np.zeros(E, np.float64),
@@ -159,7 +163,7 @@ def observe(forecast: Forecast, layer: int, experts: Int) -> None:
         _step(forecast.logit, level, layer)
     sets[0] += 1
     _value(forecast.worth, level, forecast.own, forecast.value, layer, _turn(time, layer, len(level)))
-    forecast.leaver[layer] = UNASKED
+    _ask(forecast.leaver, forecast.unasked, layer)
 
 
 @pasted
@@ -170,21 +174,21 @@ def expect(forecast: Forecast, layer: int, chance: Float32) -> None:
     """
     turn = _turn(forecast.time, layer, len(forecast.value))
     _blend(chance, forecast.level, forecast.later, forecast.value, layer, turn, forecast.unused)
-    forecast.leaver[layer] = UNASKED
+    _ask(forecast.leaver, forecast.unasked, layer)
 
 
 @pasted
 def changed(forecast: Forecast, first: int, last: int) -> None:
     """Which experts of these layers are there, or may leave, has changed."""
     for layer in range(first, last + 1):
-        forecast.leaver[layer] = UNASKED
+        _ask(forecast.leaver, forecast.unasked, layer)
 
 
 @pasted
 def held(forecast: Forecast, layer: int, slot: int) -> None:
     """What is in a slot (-1 = in none) may leave no longer: it matters where it was the first to."""
     if slot >= 0 and forecast.leaver[layer] == slot:
-        forecast.leaver[layer] = UNASKED
+        _ask(forecast.leaver, forecast.unasked, layer)
 
 
 @pasted
@@ -193,34 +197,33 @@ def victim(forecast: Forecast, slot_of: Int32, lock: Int64, floor: int) -> int:
 
     Only layers of which something has changed are searched, and the one whose expert leaves is one of them afterwards.
     """
-    return _leaver((forecast.lowest, forecast.leaver), forecast.value, slot_of, lock, floor)
+    known = (forecast.lowest, forecast.leaver, forecast.unasked)
+    return _leaver(known, forecast.value, slot_of, lock, floor)
 
 
 @inner
-def _leaver(known: tuple[Int64, Int32], value: Int64, slot_of: Int32, lock: Int64, floor: int) -> int:
-    lowest, leaver = known
-    layer = _unasked(leaver)
-    while layer < len(leaver):
-        _search(value, slot_of, lock, floor, layer, lowest, leaver)
-        layer = _unasked(leaver)
-    least, slot, best = HIGHEST, NOBODY, 0
-    for layer in range(len(leaver)):
+def _leaver(known: tuple[Int64, Int32, Int32], value: Int64, slot_of: Int32, lock: Int64, floor: int) -> int:
+    lowest, leaver, unasked = known
+    L = len(leaver)
+    for i in range(unasked[L]):
+        _search(value, slot_of, lock, floor, unasked[i], lowest, leaver)
+    unasked[L] = 0
+    least, first = HIGHEST, HIGHEST
+    for layer in range(L):
         least = min(least, lowest[layer])
-    for layer in range(len(leaver)):
-        slot = min(slot, leaver[layer] if lowest[layer] == least else NOBODY)
-    for layer in range(len(leaver)):
-        best = max(best, layer if leaver[layer] == slot else 0)
-    leaver[best] = UNASKED
-    return int(slot)
+    for layer in range(L):  # the lowest slot and whose it is, as one number
+        first = min(first, (np.int64(leaver[layer]) << HALF) | layer if lowest[layer] == least else HIGHEST)
+    _ask(leaver, unasked, int(first & LOWER_HALF))
+    return int(first >> HALF)
 
 
 @pasted
-def _unasked(leaver: Int32) -> int:
-    """The first layer that is to be searched; their number if there is none."""
-    first = len(leaver)
-    for layer in range(len(leaver)):
-        first = min(first, layer if leaver[layer] == UNASKED else len(leaver))
-    return first
+def _ask(leaver: Int32, unasked: Int32, layer: int) -> None:
+    """The layer is to be searched before anybody leaves."""
+    if leaver[layer] != UNASKED:
+        leaver[layer] = UNASKED
+        unasked[unasked[-1]] = layer
+        unasked[-1] += 1
 
 
 @pasted

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from foregate.report import numbers
-from foregate.report.figures import BASELINE, COLOURS, Data, Figure, axes
+from foregate.report.figures import BASELINE, COLOURS, Data, Figure, axes, choices
 from foregate.report.simulated import Simulated
 from foregate.report.strategy_looks import LEGEND, OBTAINED, at_once, looks_of, place
 from foregate.simulation.rows import Row
@@ -35,7 +35,7 @@ def latency(found: Simulated, number: int) -> Figure:
             "mode": "lines",
             "name": "p50 to p99",
             "showlegend": False,
-            "x": [x for r in rows for x in (_ms(r.p50), _ms(r.p99), None)],
+            "x": [x for r in rows for x in (numbers.ms(r.p50), numbers.ms(r.p99), None)],
             "y": [y for n in names for y in (n, n, None)],
             "line": {"color": BASELINE, "width": 2},
             "hoverinfo": "skip",
@@ -151,7 +151,7 @@ def waits_by_layer(found: Simulated, number: int) -> Figure:
             {
                 **looks[r.strategy],
                 "x": [str(i) for i in range(len(r.layer_stalls))],
-                "y": [_ms(s) for s in r.layer_stalls],
+                "y": [numbers.ms(s) for s in r.layer_stalls],
                 "customdata": [f"{h:.1%}" for h in r.layer_hits],
                 "hovertemplate": "layer %{x}: %{y:.4~g} ms a token, %{customdata} hits<extra>%{fullData.name}</extra>",
             }
@@ -196,18 +196,12 @@ def _figure(
     rows = {place(found, memory): found.at(memory, batch) for memory in memories}
     texts = {label: f"With {label}, {told(of)}." for label, of in rows.items()}
     views = {label: drawn(of) for label, of in rows.items()}
-    several = len(memories) > 1
     return Figure(
         name=f"{kind}-{number}",
         title=title,
         caption=f"{caption} {OBTAINED}{at_once(batch)}",
-        text=next(iter(texts.values())),
-        data=next(iter(views.values())),
         layout=layout,
-        views=views if several else {},
-        texts=texts if several else {},
-        menu="Memory",
-        follows=f"memory-{number}",
+        **choices("Memory", views, texts, follows=f"memory-{number}", single=False),
     )
 
 
@@ -217,7 +211,7 @@ def _percentile(rows: Sequence[Row], names: list[str], label: str, symbol: str, 
         "mode": "markers",
         "name": label,
         "y": names,
-        "x": [_ms(getattr(r, label)) for r in rows],
+        "x": [numbers.ms(getattr(r, label)) for r in rows],
         "marker": {"symbol": symbol, "color": colour, "size": 9},
         "hovertemplate": "%{y}, " + label + ": %{x:.4~g} ms<extra></extra>",
     }
@@ -233,10 +227,6 @@ def _bar(part: str, names: list[str], shares: list[float], colour: str, pattern:
         "marker": {"color": colour, "pattern": {"shape": pattern, "size": 6, "solidity": 0.25}},
         "hovertemplate": "%{y}, " + part + ": %{x:.1%}<extra></extra>",
     }
-
-
-def _ms(seconds: float) -> float:
-    return float(f"{seconds * 1e3:.5g}")
 
 
 def _log_ticks(found: Simulated) -> dict[str, list[Any]]:

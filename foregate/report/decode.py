@@ -28,6 +28,14 @@ def record(kind: type[Any], values: Any, source: str, path: str = "") -> Any:
     return kind(**{name: value(hints[name], found, source, where + name) for name, found in values.items()})
 
 
+def known(kind: type[Any], values: Any) -> Any:
+    """Of an object, the values that the dataclass `kind` has fields for; what is no object stays as it is."""
+    if not isinstance(values, dict):
+        return values
+    names = {field.name for field in fields(kind)}
+    return {name: found for name, found in values.items() if name in names}
+
+
 def value(hint: Any, found: Any, source: str, path: str) -> Any:
     """`found` as the type that `hint` names. Raises: SourceError, see `record`."""
     origin, inner = get_origin(hint), get_args(hint)

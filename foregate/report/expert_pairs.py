@@ -9,7 +9,7 @@ import numpy as np
 
 from foregate.arrays import Float64, Int64
 from foregate.description import Description
-from foregate.report.figures import COLOURS, Data, Figure, packed, packed_size
+from foregate.report.figures import COLOURS, Data, Figure, choices, packed, packed_size
 
 FLOWS = 30  # of a Sankey diagram: more cannot be told apart
 OVERHEAD = 700  # characters of a view beside its matrix
@@ -31,12 +31,8 @@ def together(described: Description, counts: Int64, name: str, room: int) -> Fig
         caption="Of the tokens that used the expert on the left, the share that used the expert below in the same "
         f"layer; an expert beside itself is left at 0. Even routing would give {even:.1%} everywhere. Derived by "
         f"counting the recorded routing.{_left_out(len(kept), len(ids), 'layers', 'strongest pairs')}",
-        text=texts[labels[kept[0]]],
-        data=views[labels[kept[0]]],
         layout=_square("expert", "expert"),
-        views=views,
-        texts=texts,
-        menu="Layer",
+        **choices("Layer", views, texts),
     )
 
 
@@ -49,19 +45,14 @@ def transition(described: Description, name: str, room: int) -> Figure:
     texts = {_pair(ids, i): _strongest(shares[i], f"From layer {ids[i]} to {ids[i + 1]}", "went on to") for i in kept}
     left_out = _left_out(len(kept), len(ids) - 1, "pairs", "most mutual information")
     left_out += " foregate describe --json has all." if left_out else ""
-    first = _pair(ids, kept[0])
     return Figure(
         name=name,
         title="Which experts follow which",
         caption="Of the tokens that used the expert on the left, the share that used the expert below at the next "
         f"mixture layer. Even routing would give {described.spec.top_k / E:.1%} everywhere. Derived by counting the "
         f"recorded routing.{left_out}",
-        text=texts[first],
-        data=views[first],
         layout=_square("expert of the next layer", "expert"),
-        views=views,
-        texts=texts,
-        menu="Layers",
+        **choices("Layers", views, texts),
     )
 
 
@@ -71,19 +62,13 @@ def flows(described: Description, name: str, room: int, follows: str) -> Figure:
     kept = _kept_pairs(described, room)
     views = {_pair(ids, i): _flows(described.transitions[i]) for i in kept}
     texts = {_pair(ids, i): _flows_text(described.transitions[i], ids[i], ids[i + 1]) for i in kept}
-    first = _pair(ids, kept[0])
     return Figure(
         name=name,
         title="The strongest flows",
         caption=f"The {FLOWS} most common pairs of experts that one token used at a layer (left) and at the next "
         f"(right); width: tokens. A token gives {k} \u00d7 {k} pairs. Derived by counting the recorded routing.",
-        text=texts[first],
-        data=views[first],
         layout={"height": 460, "margin": {"l": 8, "r": 8, "b": 16}},
-        views=views,
-        texts=texts,
-        menu="Layers",
-        follows=follows,
+        **choices("Layers", views, texts, follows=follows),
     )
 
 

@@ -50,6 +50,24 @@ class Figure:
     script: dict[str, Any] = field(default_factory=dict)
 
 
+def choices(
+    menu: str, views: dict[str, Data], texts: dict[str, str], *, follows: str = "", single: bool = True
+) -> dict[str, Any]:
+    """The fields of a figure with a menu, its first view shown.
+
+    single  there is a menu also where there is but one view
+    """
+    kept = single or len(views) > 1
+    return {
+        "text": next(iter(texts.values())),
+        "data": next(iter(views.values())),
+        "views": views if kept else {},
+        "texts": texts if kept else {},
+        "menu": menu,
+        "follows": follows,
+    }
+
+
 def packed(matrix: Float64) -> str:
     """A square matrix of shares as base64 of little-endian uint16, in ten-thousandths: a fifth of its JSON."""
     return base64.b64encode(np.round(np.clip(matrix, 0, 1) * 10_000).astype("<u2").tobytes()).decode()

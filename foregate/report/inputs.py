@@ -9,13 +9,16 @@ from foregate.errors import SourceError
 from foregate.evaluation import Measure
 from foregate.hardware import storage as profiles
 from foregate.report import decode
+from foregate.report.ran import ran
 from foregate.report.results import Results
 from foregate.report.simulated import simulated
-from foregate.report.transfer_section import transfer
+from foregate.report.transfer import transfer
 from foregate.report.validation import validation
 from foregate.simulation import planfile
 
-TAKEN = "files of compare and simulate --json, plan and profile -o, benchmarks/{sim_vs_run,memory_transfer}.py --json"
+TAKEN = (
+    "files of compare, simulate and run --json, plan and profile -o, benchmarks/{sim_vs_run,memory_transfer}.py --json"
+)
 
 
 def read_results(paths: Sequence[Path]) -> Results:
@@ -77,6 +80,7 @@ KINDS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, Path], Any]], ...]
     ),
     ("simulations", lambda v: _has(v, "rows", "strategies", "profile"), lambda v, path: simulated(v, str(path))),
     ("plans", lambda v: _has(v, "format", "evict", "expected"), lambda v, path: planfile.read(path)),
+    ("runs", lambda v: _has(v, "text", "memory", "stats"), lambda v, path: ran(v, str(path))),
     ("profiles", lambda v: _has(v, "format", "timings"), lambda v, path: profiles.from_json(v, str(path))),
     (
         "validations",

@@ -69,6 +69,16 @@ def seconds(value: float) -> str:
     return f"{value * 1e9:.3g}\u00a0ns"
 
 
+def ms(seconds: float) -> float:
+    """Milliseconds, five digits: what a figure draws."""
+    return float(f"{seconds * 1e3:.5g}")
+
+
 def rate(value: float) -> str:
     """Tokens a second: three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rates(low: float | None, high: float | None) -> str:
+    """The interval after a rate, as " [10, 13]"; empty where there is none."""
+    return "" if low is None or high is None else f" [{rate(low)}, {rate(high)}]"

@@ -8,7 +8,7 @@ from typing import final
 from foregate.report import decode, numbers
 from foregate.report.figures import BASELINE, COLOURS, Data, Figure, axes
 from foregate.report.section import Section
-from foregate.report.sortable import Cell, Heading, Line, sortable
+from foregate.report.sortable import Heading, Line, cell, sortable
 from foregate.report.tables import pairs_table
 from foregate.simulation.breakeven import BreakEven
 from foregate.simulation.planfile import Plan
@@ -64,7 +64,7 @@ class Found:
 
 def plan_section(plan: Plan, number: int) -> Section:
     """`number` tells this plan's figures from others'. Raises: SourceError for a provenance that cannot be."""
-    known = {name: plan.provenance[name] for name in Found.__dataclass_fields__ if name in plan.provenance}
+    known = decode.known(Found, plan.provenance)
     found: Found = decode.record(Found, known, f"the plan of {plan.model}", "provenance")
     figures = [_rows(plan, found, number)] if found.test_rows else []
     if found.break_even is not None:
@@ -82,7 +82,7 @@ def plan_section(plan: Plan, number: int) -> Section:
 
 def _recommendation(plan: Plan, found: Found) -> str:
     expected = plan.expected
-    times = f"{numbers.rate(expected.tokens_per_second)} tokens/s{_interval(expected.low, expected.high)} expected"
+    times = f"{numbers.rate(expected.tokens_per_second)} tokens/s{numbers.rates(expected.low, expected.high)} expected"
     gained = f"{expected.tokens_per_second / expected.on_demand:.2f} times on-demand reading with LRU"
     gain = found.gain_of_guesses_on_validation
     if plan.prefetch == "none" and plan.predictor is not None:
@@ -109,7 +109,8 @@ def _facts(plan: Plan, found: Found) -> list[tuple[str, str]]:
         (
             "expected",
             f"{numbers.rate(plan.expected.tokens_per_second)} tokens/s"
-            f"{_interval(plan.expected.low, plan.expected.high)}, simulated on prompts that took no part in the choice",
+            f"{numbers.rates(plan.expected.low, plan.expected.high)}, simulated on prompts that took no part in the "
+            "choice",
         ),
         ("on demand with LRU", f"{numbers.rate(plan.expected.on_demand)} tokens/s, simulated on the same prompts"),
         ("break-even on this link", "unknown" if even is None else _even(even)),
@@ -141,7 +142,7 @@ def _even(even: BreakEven) -> str:
 def _runners_up(plan: Plan, found: Found) -> str:
     headings = (Heading("tokens/s", now=True),)
     lines = [
-        Line(t.name, (Cell(numbers.rate(t.tokens_per_second), t.tokens_per_second),))
+        Line(t.name, (cell(numbers.rate, t.tokens_per_second),))
         for t in sorted(found.runners_up, key=lambda t: -t.tokens_per_second)
     ]
     return sortable("Runners-up, on validation prompts (simulated)", "setting", headings, lines)
@@ -179,7 +180,7 @@ def _rows(plan: Plan, found: Found, number: int) -> Figure:
         caption="Tokens a second on test prompts, which took no part in the choice, with 95 % intervals over prompts; "
         "all in the same fast memory. Dashes around a name: it knows the future, nobody can run it. Simulated.",
         text="; ".join(
-            f"{r.strategy} {numbers.rate(r.tokens_per_second)}{_interval(r.low, r.high)}" for r in reversed(rows)
+            f"{r.strategy} {numbers.rate(r.tokens_per_second)}{numbers.rates(r.low, r.high)}" for r in reversed(rows)
         )
         + ".",
         data=data,
@@ -246,7 +247,3 @@ def _break_even(even: BreakEven, number: int) -> Figure:
 
 def _symbol(row: Tested) -> str:
     return "star" if row.strategy == "recommended" else "triangle-up-open" if row.knows_future else "circle"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{numbers.rate(low)}, {numbers.rate(high)}]"

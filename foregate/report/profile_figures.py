@@ -42,7 +42,7 @@ def moved(profile: Profile, number: int) -> Figure | None:
         what="milliseconds of one piece",
         told="Time of one read or copy by its size, so many under way at once; whiskers reach from p50 to p99 where "
         "that was measured. Both scales are logarithmic.",
-        value=lambda t: _ms(t.seconds),
+        value=lambda t: numbers.ms(t.seconds),
         quoted=lambda t: numbers.seconds(t.seconds),
         whiskers=True,
     )
@@ -74,7 +74,7 @@ def spread(profile: Profile, number: int) -> Figure | None:
         "mode": "lines",
         "name": "p50 to p99",
         "showlegend": False,
-        "x": [x for t in reads for x in (_ms(t.p50 or 0.0), _ms(t.p99 or 0.0), None)],
+        "x": [x for t in reads for x in (numbers.ms(t.p50 or 0.0), numbers.ms(t.p99 or 0.0), None)],
         "y": [y for name in names for y in (name, name, None)],
         "line": {"color": BASELINE, "width": 2},
         "hoverinfo": "skip",
@@ -85,7 +85,7 @@ def spread(profile: Profile, number: int) -> Figure | None:
             "type": "scatter",
             "mode": "markers",
             "name": label,
-            "x": [_ms(getattr(t, label)) for t in reads],
+            "x": [numbers.ms(getattr(t, label)) for t in reads],
             "y": names,
             "marker": {"symbol": symbol, "color": colour, "size": 9},
             "hovertemplate": "%{y}, " + label + ": %{x:.4~g} ms<extra></extra>",
@@ -130,13 +130,17 @@ def experts(profile: Profile, number: int) -> Figure | None:
     fastest = min(ways, key=lambda way: ways[way][-1])
     hidden = sum(seconds <= working[0] for seconds in ways[fastest])
     data: Data = [
-        _line(way, place, counts, [_ms(s) for s in seconds], "%{x} experts: %{y:.4~g} ms")
+        _line(way, place, counts, [numbers.ms(s) for s in seconds], "%{x} experts: %{y:.4~g} ms")
         for place, (way, seconds) in enumerate(ways.items())
     ]
     data.append(
         {
             **_line(
-                "a layer that computes so many", len(ways), counts, [_ms(s) for s in working], "%{x}: %{y:.4~g} ms"
+                "a layer that computes so many",
+                len(ways),
+                counts,
+                [numbers.ms(s) for s in working],
+                "%{x}: %{y:.4~g} ms",
             ),
             "line": {"color": BASELINE, "width": 3, "dash": "solid"},
             "marker": {"color": BASELINE, "symbol": "circle-open", "size": 8},
@@ -171,14 +175,14 @@ def work(profile: Profile, number: int) -> Figure | None:
             TITLES[kind],
             place,
             [t.size for t in profile.of(kind)],
-            [_ms(t.seconds) for t in profile.of(kind)],
+            [numbers.ms(t.seconds) for t in profile.of(kind)],
             "%{x} tokens: %{y:.4~g} ms",
         )
         for place, kind in enumerate(kinds)
     ]
     layout = axes("tokens (log scale)", "milliseconds (log scale)")
     layout["xaxis"] |= _log([float(t.size) for t in timings])
-    layout["yaxis"] = {"title": {"text": "milliseconds (log scale)"}, **_log([_ms(t.seconds) for t in timings])}
+    layout["yaxis"] = {"title": {"text": "milliseconds (log scale)"}, **_log([numbers.ms(t.seconds) for t in timings])}
     return Figure(
         name=f"work-{number}",
         title="How long it computes",
@@ -258,8 +262,8 @@ def _whiskers(timings: Sequence[Timing], colour: str) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [0 if t.p99 is None else max(0.0, _ms(t.p99 - t.seconds)) for t in timings],
-        "arrayminus": [0 if t.p50 is None else max(0.0, _ms(t.seconds - t.p50)) for t in timings],
+        "array": [0 if t.p99 is None else max(0.0, numbers.ms(t.p99 - t.seconds)) for t in timings],
+        "arrayminus": [0 if t.p50 is None else max(0.0, numbers.ms(t.seconds - t.p50)) for t in timings],
         "color": colour,
         "thickness": 1,
         "width": 4,
@@ -281,7 +285,7 @@ def _how(timings: Sequence[Timing]) -> str:
 
 
 def _all_ms(timings: Sequence[Timing]) -> list[float]:
-    return [_ms(v) for t in timings for v in (t.p50, t.p99) if v is not None]
+    return [numbers.ms(v) for t in timings for v in (t.p50, t.p99) if v is not None]
 
 
 def _log(values: Sequence[float]) -> dict[str, Any]:
@@ -291,7 +295,3 @@ def _log(values: Sequence[float]) -> dict[str, Any]:
     ticks = [m * 10.0**e for e in range(-9, 10) for m in steps]
     kept = [t for t in ticks if low / 3 <= t <= high * 3]
     return {"type": "log", "tickmode": "array", "tickvals": kept, "ticktext": [f"{t:g}" for t in kept]}
-
-
-def _ms(seconds: float) -> float:
-    return float(f"{seconds * 1e3:.5g}")

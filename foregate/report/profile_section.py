@@ -6,7 +6,7 @@ from html import escape
 from foregate.hardware.profile import KINDS, Profile, Timing
 from foregate.report import numbers, profile_figures
 from foregate.report.section import Section
-from foregate.report.sortable import EMPTY, Cell, Heading, Line, sortable
+from foregate.report.sortable import Cell, Heading, Line, cell, sortable
 from foregate.report.tables import pairs_table
 
 HEADINGS = (
@@ -98,11 +98,10 @@ def _line(timing: Timing) -> Line:
         profile_figures.TITLES.get(timing.kind, timing.kind),
         (
             Cell(size, float(timing.size)),
-            Cell(str(timing.at_once), float(timing.at_once)),
-            Cell(numbers.seconds(timing.seconds), timing.seconds),
-            *(EMPTY if t is None else Cell(numbers.seconds(t), t) for t in (timing.p50, timing.p95, timing.p99)),
+            cell(str, timing.at_once),
+            *(cell(numbers.seconds, t) for t in (timing.seconds, timing.p50, timing.p95, timing.p99)),
             Cell(rate, timing.rate),
-            Cell(f"{timing.count:,}", float(timing.count)) if timing.count else EMPTY,
+            cell("{:,}".format, timing.count or None),
             Cell(timing.basis, timing.basis),
         ),
     )

@@ -14,12 +14,15 @@ from foregate.report.names import short
 from foregate.report.page import build_page, commands_section
 from foregate.report.plan_section import plan_section
 from foregate.report.profile_section import profile_section
+from foregate.report.ran import Ran
 from foregate.report.routing import Routing, routing_sections
+from foregate.report.run_section import run_section
 from foregate.report.section import Section
 from foregate.report.simulated import Simulated
 from foregate.report.simulation_section import simulation_section
 from foregate.report.split_section import split_section
-from foregate.report.transfer_section import Transfer, transfer_section
+from foregate.report.transfer import Transfer
+from foregate.report.transfer_section import transfer_section
 from foregate.report.validation import Validation
 from foregate.report.validation_section import validation_section
 from foregate.simulation.planfile import Plan
@@ -36,6 +39,7 @@ class Results:
     measures     rows of `compare --json`, of any number of comparisons
     simulations  of `simulate --json`
     plans        files of `plan -o`
+    runs         of `run --json`
     validations  of benchmarks/sim_vs_run.py
     profiles     of `profile -o`
     transfers    of benchmarks/memory_transfer.py
@@ -46,6 +50,7 @@ class Results:
     measures: Sequence[Measure] = ()
     simulations: Sequence[Simulated] = ()
     plans: Sequence[Plan] = ()
+    runs: Sequence[Ran] = ()
     validations: Sequence[Validation] = ()
     profiles: Sequence[Profile] = ()
     transfers: Sequence[Transfer] = ()
@@ -62,9 +67,10 @@ class Results:
         models = [r.described.spec.model for r in self.routings]
         models += [b.trace for b in self.boards] + [s.trace for s in self.simulations] + [p.model for p in self.plans]
         names = list(dict.fromkeys(map(short, models)))
-        if len(names) > NAMED:
-            return f"What the routing of {len(names)} models gives away"
-        return f"What the routing of {' and '.join(names)} gives away" if names else "Measured by foregate"
+        if not names:
+            ran = list(dict.fromkeys(short(r.model) for r in self.runs if r.model))
+            return f"How {_listed(ran)} ran" if ran else "Measured by foregate"
+        return f"What the routing of {_listed(names)} gives away"
 
 
 def report_page(
@@ -96,6 +102,7 @@ def sections(results: Results) -> list[Section]:
         *(split_section(group, i) for i, group in enumerate(_by_split(found))),
         *(simulation_section(one, i) for i, one in enumerate(results.simulations)),
         *(plan_section(one, i) for i, one in enumerate(results.plans)),
+        *(run_section(one, i) for i, one in enumerate(results.runs)),
         *(validation_section(one, i) for i, one in enumerate(results.validations)),
         *(profile_section(one, i) for i, one in enumerate(results.profiles)),
         *(transfer_section(one, i) for i, one in enumerate(results.transfers)),
@@ -107,7 +114,12 @@ def summary(results: Results) -> list[str]:
     said = [verdict.of_board(board) for board in results.boards]
     said += [verdict.of_simulation(one) for one in results.simulations]
     said += [verdict.of_plan(one) for one in results.plans]
+    said += [verdict.of_run(one) for one in results.runs]
     return said or [verdict.of_routing(r.described) for r in results.routings]
+
+
+def _listed(models: Sequence[str]) -> str:
+    return f"{len(models)} models" if len(models) > NAMED else " and ".join(models)
 
 
 def _by_split(found: Sequence[Board]) -> list[list[Board]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from foregate.report import budget_figures, numbers, simulation_figures
 from foregate.report.section import Section
 from foregate.report.simulated import FLOOR, Simulated
-from foregate.report.sortable import EMPTY, LEAK, Cell, Heading, Line, sortable
+from foregate.report.sortable import LEAK, Cell, Heading, Line, cell, sortable
 from foregate.report.tables import pairs_table
 from foregate.report.timeline_figures import timeline
 from foregate.simulation.rows import Row
@@ -70,17 +70,19 @@ def _table(found: Simulated, memory: str, batch: int | None) -> str:
 
 def _line(found: Simulated, row: Row, *, best: bool) -> Line:
     marks = ("floor",) * (row.strategy == FLOOR) + ("knows the future",) * row.knows_future + (LEAK,) * found.leaks
-    low, high = row.low, row.high
-    interval = "" if low is None or high is None else f"[{numbers.rate(low)}, {numbers.rate(high)}]"
-    cold = row.cold_precision
     cells = (
-        Cell(numbers.rate(row.tokens_per_second), row.tokens_per_second, interval, leaks=found.leaks),
-        Cell(numbers.percent(row.hit_rate), row.hit_rate),
-        Cell(numbers.percent(row.stall_share), row.stall_share),
-        Cell(numbers.size(row.bytes_per_token), row.bytes_per_token),
-        EMPTY if cold is None else Cell(numbers.percent(cold), cold),
-        *(Cell(numbers.seconds(t), t) for t in (row.p50, row.p95, row.p99)),
-        Cell(numbers.seconds(row.look_seconds), row.look_seconds) if row.look_seconds else EMPTY,
+        Cell(
+            numbers.rate(row.tokens_per_second),
+            row.tokens_per_second,
+            numbers.rates(row.low, row.high).strip(),
+            leaks=found.leaks,
+        ),
+        cell(numbers.percent, row.hit_rate),
+        cell(numbers.percent, row.stall_share),
+        cell(numbers.size, row.bytes_per_token),
+        cell(numbers.percent, row.cold_precision),
+        *(cell(numbers.seconds, t) for t in (row.p50, row.p95, row.p99)),
+        cell(numbers.seconds, row.look_seconds or None),
     )
     return Line(row.strategy, cells, marks, best=best)
 

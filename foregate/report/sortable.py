@@ -1,9 +1,9 @@
 """A table that a click or a key sorts (assets/tables.js does it). Escapes all text; knows no subject."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import final
+from typing import Any, final
 
 LEAK = "leaks"
 """A mark that also hatches its cells."""
@@ -42,6 +42,11 @@ class Cell:
 
 
 EMPTY = Cell("\u2013")
+
+
+def cell(write: Callable[[Any], str], value: float | None) -> Cell:
+    """A number as `write` puts it; empty where there is none."""
+    return EMPTY if value is None else Cell(write(value), float(value))
 
 
 @final

@@ -6,7 +6,7 @@ Its heat map of transitions is `expert_pairs.transition`.
 import numpy as np
 
 from foregate.arrays import Float64, Int
-from foregate.report.figures import COLOURS, DASHES, Data, Figure, axes
+from foregate.report.figures import COLOURS, DASHES, Data, Figure, axes, choices
 from foregate.traces.schema import Trace
 from foregate.usage import Usage
 from foregate.usagefiles import sample_paths
@@ -56,13 +56,8 @@ def use(usage: Usage, name: str) -> Figure:
         title="How often each expert is used",
         caption="Uses of each expert of the chosen layer; the dashed line is an even load. Derived by counting the "
         "recorded routing.",
-        text=next(iter(texts.values())),
-        data=next(iter(views.values())),
         layout=axes("expert", "uses", height=340),
-        views=views,
-        texts=texts,
-        menu="Layer",
-        follows=LAYERS,
+        **choices("Layer", views, texts, follows=LAYERS),
         wide=True,
     )
 
@@ -127,13 +122,8 @@ def sequences(trace: Trace, samples: int, name: str) -> Figure:
         title="Expert sequences",
         caption=f"{shown} of each of the first tokens of a prompt, a panel a prompt, in the chosen layer. A gap is a "
         f"token without one. Measured: as recorded.{left_out}",
-        text=next(iter(texts.values())),
-        data=next(iter(views.values())),
         layout=_panels(len(chosen), trace.spec.num_experts),
-        views=views,
-        texts=texts,
-        menu="Layer",
-        follows=LAYERS,
+        **choices("Layer", views, texts, follows=LAYERS),
         wide=True,
     )
 
@@ -169,18 +159,13 @@ def over_time(trace: Trace, name: str) -> Figure:
         caption=f"Uses of each expert of the chosen layer in {len(middle)} stretches of equally many tokens, in "
         "execution order, relative to an even load; the brightest shade stands for all above. Stripes along the time "
         "are popularity, edges across it are prompts that differ. Derived by counting the recorded routing.",
-        text=next(iter(texts.values())),
-        data=next(iter(views.values())),
         layout={
             "height": 400,
             "margin": COLOUR_BAR,
             "xaxis": {"title": {"text": "tokens run before"}, "showgrid": False},
             "yaxis": {"title": {"text": "expert"}, "showgrid": False},
         },
-        views=views,
-        texts=texts,
-        menu="Layer",
-        follows=LAYERS,
+        **choices("Layer", views, texts, follows=LAYERS),
         wide=True,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foregate.report import numbers
-from foregate.report.figures import COLOURS, Data, Figure
+from foregate.report.figures import COLOURS, Data, Figure, choices
 from foregate.report.simulated import FLOOR, Simulated
 from foregate.simulation.rows import Row
 from foregate.simulation.window import Moment, Window
@@ -31,9 +31,8 @@ def timeline(found: Simulated, number: int) -> Figure | None:
     if floor is None or floor.window is None or not chosen:
         return None
     lanes = _lanes_of([floor, *chosen])
-    views = {row.strategy: _drawn([floor, row], lanes) for row in chosen}
-    texts = {row.strategy: _told([floor, row]) for row in chosen}
-    first = chosen[0].strategy
+    views = {_label(row): _drawn([floor, row], lanes) for row in chosen}
+    texts = {_label(row): _told([floor, row]) for row in chosen}
     window = floor.window
     return Figure(
         name=f"timeline-{number}",
@@ -41,12 +40,8 @@ def timeline(found: Simulated, number: int) -> Figure | None:
         caption=f"The same {_tokens(window)} in the middle of the run, in {numbers.size(floor.bytes)} of experts: "
         "above on-demand reading with LRU, below the strategy chosen in the menu. One worker computes or waits; reads "
         "run beside it, as many at once as there are lanes. Drag to zoom in. Simulated, not measured.",
-        text=texts[first],
-        data=views[first],
         layout=_layout(lanes),
-        views={_label(row): views[row.strategy] for row in chosen},
-        texts={_label(row): texts[row.strategy] for row in chosen},
-        menu="Below",
+        **choices("Below", views, texts),
         wide=True,
     )
 

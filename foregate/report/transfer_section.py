@@ -1,15 +1,14 @@
-"""Moving experts beside computing them, as benchmarks/memory_transfer.py measured it, as a part of the page."""
+"""Moving experts beside computing them, as a part of the page: times, and where each way breaks even."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
-from typing import Any, final
+from typing import Any
 
-from foregate.errors import SourceError
-from foregate.report import decode, numbers
-from foregate.report.figures import BASELINE, COLOURS, DASHES, MARKERS, Data, Figure, axes
+from foregate.report import numbers
+from foregate.report.figures import BASELINE, COLOURS, DASHES, MARKERS, Data, Figure, axes, choices
 from foregate.report.section import Section
-from foregate.report.sortable import Cell, Heading, Line, sortable
+from foregate.report.sortable import Heading, Line, cell, sortable
+from foregate.report.transfer import Moved, Transfer
 
 HEADINGS = (
     Heading("size of one", lower=True),
@@ -21,61 +20,6 @@ HEADINGS = (
     Heading("runs"),
     Heading("experts computed meanwhile", lower=True),
 )
-
-
-@final
-@dataclass(frozen=True)
-class Moved:
-    """`experts` of `expert_bytes` moved one way together; seconds until the last is there.
-
-    compute_p50  seconds of one token through one such expert
-    break_even   experts that one token computes in the p50
-    """
-
-    way: str
-    expert_bytes: int
-    experts: int
-    p50: float
-    p95: float
-    p99: float
-    count: int
-    gb_s: float
-    compute_p50: float
-    break_even: float
-
-
-@final
-@dataclass(frozen=True)
-class Transfer:
-    """One run of the benchmark."""
-
-    rows: tuple[Moved, ...]
-    rounds: int
-    machine: dict[str, Any]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of an expert, ascending."""
-        return sorted({row.expert_bytes for row in self.rows})
-
-    def of(self, way: str, size: int) -> list[Moved]:
-        """By number of experts."""
-        found = [row for row in self.rows if (row.way, row.expert_bytes) == (way, size)]
-        return sorted(found, key=lambda row: row.experts)
-
-    @property
-    def ways(self) -> list[str]:
-        """In the order of the rows."""
-        return list(dict.fromkeys(row.way for row in self.rows))
-
-
-def transfer(values: Any, source: str) -> Transfer:
-    """The object of `memory_transfer.py --json`. Raises: SourceError that names the field."""
-    found = decode.record(Transfer, values, source)
-    assert isinstance(found, Transfer)
-    if not found.rows or any(row.p50 <= 0 or row.experts < 1 for row in found.rows):
-        raise SourceError(f"{source} holds no times above zero; run benchmarks/memory_transfer.py anew with --json")
-    return found
 
 
 def transfer_section(found: Transfer, number: int) -> Section:
@@ -102,12 +46,12 @@ def _table(found: Transfer) -> str:
         Line(
             row.way,
             (
-                Cell(numbers.size(row.expert_bytes), float(row.expert_bytes)),
-                Cell(str(row.experts), float(row.experts)),
-                *(Cell(numbers.seconds(t), t) for t in (row.p50, row.p95, row.p99)),
-                Cell(f"{row.gb_s:.2f} GB/s", row.gb_s),
-                Cell(str(row.count), float(row.count)),
-                Cell(f"{row.break_even:.1f}", row.break_even),
+                cell(numbers.size, row.expert_bytes),
+                cell(str, row.experts),
+                *(cell(numbers.seconds, t) for t in (row.p50, row.p95, row.p99)),
+                cell("{:.2f} GB/s".format, row.gb_s),
+                cell(str, row.count),
+                cell("{:.1f}".format, row.break_even),
             ),
         )
         for row in rows
@@ -123,12 +67,12 @@ def _times(found: Transfer, number: int) -> Figure:
             {
                 **_look(way, place),
                 "x": [r.experts for r in found.of(way, size)],
-                "y": [_ms(r.p50) for r in found.of(way, size)],
-                "customdata": [[_ms(r.p95), _ms(r.p99)] for r in found.of(way, size)],
+                "y": [numbers.ms(r.p50) for r in found.of(way, size)],
+                "customdata": [[numbers.ms(r.p95), numbers.ms(r.p99)] for r in found.of(way, size)],
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_ms(r.p99 - r.p50) for r in found.of(way, size)],
+                    "array": [numbers.ms(r.p99 - r.p50) for r in found.of(way, size)],
                     "arrayminus": [0 for _ in found.of(way, size)],
                     "color": COLOURS[place % len(COLOURS)],
                     "thickness": 1,
@@ -141,7 +85,7 @@ def _times(found: Transfer, number: int) -> Figure:
         ]
         counts = sorted({r.experts for r in found.rows if r.expert_bytes == size})
         each = next(r.compute_p50 for r in found.rows if r.expert_bytes == size)
-        work = {**_look("computing as many", 0), "x": counts, "y": [_ms(n * each) for n in counts]}
+        work = {**_look("computing as many", 0), "x": counts, "y": [numbers.ms(n * each) for n in counts]}
         return [
             *lines,
             {**work, "line": {"color": BASELINE, "width": 3}, "marker": {"symbol": "circle-open", "size": 8}},
@@ -217,18 +161,12 @@ def _figure(
         label: f"With {label}, {prefix}{told([r for r in found.rows if r.expert_bytes == size])}."
         for label, size in labels.items()
     }
-    several = len(labels) > 1
     return Figure(
         name=name,
         title=title,
         caption=caption,
-        text=next(iter(texts.values())),
-        data=next(iter(views.values())),
         layout=layout,
-        views=views if several else {},
-        texts=texts if several else {},
-        menu="Size",
-        follows=f"transfer-size-{name.rpartition('-')[2]}",
+        **choices("Size", views, texts, follows=f"transfer-size-{name.rpartition('-')[2]}", single=False),
     )
 
 
@@ -244,7 +182,3 @@ def _look(way: str, place: int) -> dict[str, Any]:
         "line": {"color": COLOURS[place % len(COLOURS)], "width": 2, "dash": DASHES[place % len(DASHES)]},
         "marker": {"symbol": MARKERS[place % len(MARKERS)], "size": 8},
     }
-
-
-def _ms(seconds: float) -> float:
-    return float(f"{seconds * 1e3:.5g}")

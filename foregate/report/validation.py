@@ -1,7 +1,7 @@
 """What benchmarks/sim_vs_run.py wrote: tokens a second of the same routing, measured and simulated. Draws nothing."""
 
 import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, final
 
 from foregate.errors import SourceError
@@ -64,10 +64,9 @@ def validation(values: Any, source: str) -> Validation:
     """
     if not isinstance(values, dict) or not isinstance(values.get("rows"), list) or not values["rows"]:
         raise SourceError(f"{source} holds no rows of benchmarks/sim_vs_run.py; run it with --json")
-    kept = {"machine": {}, "command": {}, **{k: values[k] for k in ("machine", "command") if k in values}}
-    names = {field.name for field in fields(Case)}
-    rows = [{k: v for k, v in r.items() if k in names} if isinstance(r, dict) else r for r in values["rows"]]
-    found = decode.record(Validation, {**kept, "rows": rows}, source)
+    rows = [decode.known(Case, row) for row in values["rows"]]
+    kept = {"machine": {}, "command": {}, **decode.known(Validation, values), "rows": rows}
+    found = decode.record(Validation, kept, source)
     assert isinstance(found, Validation)
     for i, case in enumerate(found.rows):
         if case.measured <= 0 or case.simulated <= 0:

@@ -6,7 +6,7 @@ from html import escape
 from foregate.report import numbers
 from foregate.report.figures import BASELINE, COLOURS, MARKERS, Data, Figure
 from foregate.report.section import Section
-from foregate.report.sortable import Cell, Heading, Line, sortable
+from foregate.report.sortable import Cell, Heading, Line, cell, sortable
 from foregate.report.validation import CLOSE, Case, Validation
 
 HEADINGS = (
@@ -53,13 +53,13 @@ def _table(found: Validation) -> str:
         Line(
             f"{case.evict}{'' if case.policy == 'none' else f' + {case.policy}'}",
             (
-                Cell(f"{case.budget:.0%}", case.budget),
-                Cell(numbers.rate(case.measured), case.measured),
-                Cell(numbers.rate(case.simulated), case.simulated),
+                cell("{:.0%}".format, case.budget),
+                cell(numbers.rate, case.measured),
+                cell(numbers.rate, case.simulated),
                 Cell(f"{case.error:+.1%}", case.error, _range(case)),
-                Cell(f"{abs(case.error):.1%}", abs(case.error)),
-                Cell(str(len(case.errors)), float(len(case.errors))),
-                Cell(f"{case.load:.1f}", case.load),
+                cell("{:.1%}".format, abs(case.error)),
+                cell(str, len(case.errors)),
+                cell("{:.1f}".format, case.load),
             ),
             () if abs(case.error) <= CLOSE else (f"off by more than {CLOSE:.0%}",),
         )

@@ -5,6 +5,7 @@ from foregate.evaluation import Measure
 from foregate.report import numbers
 from foregate.report.board import Board
 from foregate.report.names import short
+from foregate.report.ran import Ran
 from foregate.report.simulated import FLOOR, Simulated
 from foregate.simulation.planfile import Plan
 from foregate.simulation.rows import Row
@@ -62,8 +63,20 @@ def of_plan(plan: Plan) -> str:
     gain = expected.tokens_per_second / expected.on_demand - 1
     return (
         f"The plan for {short(plan.model)} with {plan.memory} of memory: {wish}, evict by {plan.evict}; "
-        f"{numbers.rate(expected.tokens_per_second)} tokens/s{_range(expected.low, expected.high)} expected from "
-        f"simulation, {gain:+.0%} against plain LRU on demand."
+        f"{numbers.rate(expected.tokens_per_second)} tokens/s{numbers.rates(expected.low, expected.high)} expected "
+        f"from simulation, {gain:+.0%} against plain LRU on demand."
+    )
+
+
+def of_run(ran: Ran) -> str:
+    """How fast it was, what was there when it was asked for, and how long it waited; of decoding, if there was any."""
+    what, phase = list(ran.phases.items())[-1]
+    speed = "" if phase.tokens_per_second is None else f"{numbers.rate(phase.tokens_per_second)} tokens/s; "
+    ahead = f", {numbers.percent(phase.in_time_share)} had been read ahead in time" if phase.in_time_share else ""
+    waited = "" if phase.stall_share is None else f"; {numbers.percent(phase.stall_share)} of the time went on waiting"
+    return (
+        f"Measured: {ran.name}, {what}: {speed}{numbers.percent(phase.resident_share or 0.0)} of the experts were "
+        f"there already{ahead}{waited}."
     )
 
 
@@ -109,11 +122,7 @@ def _paced(row: Row) -> str:
 
 
 def _pace(row: Row) -> str:
-    return f"{numbers.rate(row.tokens_per_second)} tokens/s{_range(row.low, row.high)}"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{numbers.rate(low)}, {numbers.rate(high)}]"
+    return f"{numbers.rate(row.tokens_per_second)} tokens/s{numbers.rates(row.low, row.high)}"
 
 
 def _overlapping(one: Row, other: Row) -> str:

@@ -27,7 +27,7 @@ from foregate.runtime.watch import Watch
 from foregate.runtime.wish import Wish, check, find, gate_tables, wants_chances
 from foregate.spec import MoESpec
 from foregate.store.base import ExpertStore
-from foregate.store.reader import Reader
+from foregate.store.reader import Reader, readers
 from foregate.traces.schema import Trace
 
 
@@ -53,7 +53,7 @@ class Engine:
         evict: str = "lru",
         wish: Wish = Wish(),
         plan: MemoryPlan | None = None,
-        threads: int = 2,
+        threads: int | None = None,
         device: str = "cpu",
         usage: Int | None = None,
         read_seconds: float | None = None,
@@ -83,7 +83,7 @@ class Engine:
         )
         self._slots = Slots(store, self._planner.slots, device)
         self._store, host = behind(store, self._slots, host_slots, evict)
-        reader = Reader(self._store, threads=threads)
+        reader = Reader(self._store, threads=threads or readers(device=device != "cpu"))
         weakref.finalize(self, reader.stop)
         self._fetch = Fetch(reader, self._slots, E, self._counts, host)
         self.watch = Watch(specs, self._counts, self._fetch, self._slots.size)

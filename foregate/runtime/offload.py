@@ -38,7 +38,7 @@ def offload(
     device: str | None = None,
     dtype: str = "auto",
     context: int = 2048,
-    threads: int = 2,
+    threads: int | None = None,
     usage: Int | None = None,
     read_seconds: float | None = None,
     window_seconds: float | None = None,
@@ -59,7 +59,7 @@ def offload(
     store             folder made by `foregate pack`; else experts are read where the model is
     device            where experts are computed; the best there is
     context           tokens that keys and values are planned for
-    threads           that read
+    threads           that read; one into the processor's memory, two that feed a device
     usage             [L, E] how often each expert was used, for the eviction "static"
     read_seconds, window_seconds, look_seconds
                       to read one expert, of a layer at work, of a predictor's answer, for the prefetch "budget"

@@ -94,8 +94,9 @@ class HostTier(ExpertStore):
         return self._store.views(buffer)
 
     def close(self) -> None:
-        """The store's."""
+        """The store's; the memory is given back."""
         self._store.close()
+        self._places.free()
 
     def _fill(self, slot: int, layer: int, expert: int) -> int:
         """Called with the slot's lock held."""

@@ -1,9 +1,8 @@
 """Time, compiled: one worker that computes or waits, and a link that reads beside it. Decides nothing but whose read is
 next, as store/reader.py does: demands as they came, then guesses, those for the nearest layer first.
 
-Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second, the
-earlier ones more where the link is uneven. While the worker computes, both are slower by factors; and a worker that
-mostly waits computes slowly.
+Reads under way together share the link as measured: each advances by 1 / pace[kind, layer, how many] a second. While
+the worker computes, both are slower by factors; and a worker that mostly waits computes slowly.
 """
 
 import math
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from foregate.arrays import Float64, Int32, Int64
-from foregate.memory.compiled import inner, pasted
+from foregate.memory.compiled import inner, melted, pasted
 
 KEY, LAYER, STAGE, URGENT, GUESS, NUMBER = range(6)
 """Columns of `slots`: whose slot it is, of which layer that is, how far its read is, whether somebody waits for it,
@@ -45,7 +44,7 @@ the key that is read, of which layer that is, and where it is read from."""
 
 FLIGHT = 7
 
-TIME, WORK_SLOWED, READS_SLOWED, IDLE_SLOWED, UNEVEN, BUSY = range(6)
+TIME, WORK_SLOWED, READS_SLOWED, IDLE_SLOWED, BUSY = range(5)
 """Places in `dial`: seconds; factors, as in `Costs`; the share of the last while that the worker computed."""
 
 LAZY = 0.45
@@ -108,7 +107,7 @@ class Clock(NamedTuple):
     pace      [2, L, D] seconds of a read by kind, layer, and how many are under way, less one
     size      [L]       bytes of an expert
     now       [12]      see QUEUE
-    dial      [6]       see TIME
+    dial      [5]       see TIME
     by_layer  [L, 15]   see FIELDS; by the layer of the expert, or of the work
     by_pass   [P, 15]   the same, by the pass in which it was
     place     [K]       where an expert is to be in host memory, -1 = nowhere
@@ -229,7 +228,7 @@ def _drowsily(dial: Float64, seconds: float) -> float:
     return seconds * dial[IDLE_SLOWED] if seconds <= done else slowly + seconds - done  # type: ignore[no-any-return]
 
 
-@inner
+@melted
 def _work_beside(clock: Clock, seconds: float) -> None:
     """While reads are under way."""
     left, slowed = seconds, clock.dial[WORK_SLOWED]
@@ -246,7 +245,7 @@ def _work_beside(clock: Clock, seconds: float) -> None:
         _finish(clock)
 
 
-@inner
+@melted
 def wait(clock: Clock, slot: int) -> float:
     """The worker waits until the read into a slot that is under way, or was asked for, has ended. Returns: seconds."""
     began = clock.dial[TIME]
@@ -263,20 +262,7 @@ def wait(clock: Clock, slot: int) -> float:
 def _pace(clock: Clock, flight: int) -> float:
     """Seconds of a read under way, at the link's present load."""
     kind, layer = np.uint32(clock.flying[flight, KIND]), np.uint32(clock.flying[flight, ON])
-    seconds = clock.pace[kind, layer, np.uint32(clock.now[FLYING] - 1)]
-    if clock.dial[UNEVEN] > 0 and clock.now[FLYING] > 1 and kind == DISK:
-        seconds /= _share(clock.flying, clock.now[FLYING], flight, clock.dial[UNEVEN])
-    return seconds  # type: ignore[no-any-return]
-
-
-@inner
-def _share(flying: Float64, count: int, flight: int, uneven: float) -> float:
-    """What a read gets of the link, as a multiple of an even share: the first that began the most."""
-    earlier = 0
-    for i in range(count):
-        if flying[i, BEGAN] < flying[flight, BEGAN] or (flying[i, BEGAN] == flying[flight, BEGAN] and i < flight):
-            earlier += 1
-    return 1 + uneven * (count - 1 - 2 * earlier) / (count - 1)
+    return clock.pace[kind, layer, np.uint32(clock.now[FLYING] - 1)]  # type: ignore[no-any-return]
 
 
 @pasted
@@ -344,7 +330,7 @@ def _start(clock: Clock) -> None:
         now[FLYING] += 1
 
 
-@inner
+@melted
 def _begin(clock: Clock) -> None:
     _start(clock)
 
@@ -370,7 +356,8 @@ def _first(clock: Clock) -> int:
     best, least, earliest = 0, layers + 2, np.int64(0)
     for i in range(now[QUEUE]):
         entry = clock.slots[clock.queue[i]]
-        ahead = 0 if entry[URGENT] else 1 + (entry[LAYER] - now[NEAREST]) % layers
+        distance = entry[LAYER] - now[NEAREST]
+        ahead = 0 if entry[URGENT] else 1 + (distance if distance >= 0 else distance + layers)
         if ahead < least or (ahead == least and entry[NUMBER] < earliest):
             best, least, earliest = i, ahead, entry[NUMBER]
     return best

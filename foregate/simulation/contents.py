@@ -6,7 +6,7 @@ same; tests compare them.
 """
 
 from foregate.arrays import Int32, Int64
-from foregate.memory.compiled import inner, pasted
+from foregate.memory.compiled import inner, melted, pasted
 from foregate.memory.core import begin, demand
 from foregate.memory.predicted import Forecast
 from foregate.memory.state import EVICTED, HIT, KEY_IN, SLOT, SLOT_IN, State
@@ -113,7 +113,7 @@ def resume(clock: Clock, host: Host | None) -> None:
         _resume(clock, host)
 
 
-@inner
+@melted
 def _resume(clock: Clock, host: Host | None) -> None:
     kept = 0
     for i in range(clock.now[LATER]):
@@ -138,7 +138,7 @@ def arrive(clock: Clock, host: Host | None, slot: int) -> float:
     return float(clock.dial[TIME] - began)
 
 
-@inner
+@melted
 def _ask_again(clock: Clock, host: Host | None, slot: int) -> None:
     """What was called off is needed after all."""
     wait(clock, slot)
@@ -152,7 +152,7 @@ def _guessed(clock: Clock, slot: int, layer: int) -> bool:
     return clock.slots[slot, GUESS] > 0 and clock.slots[slot, LAYER] == layer  # type: ignore[no-any-return]
 
 
-@inner
+@melted
 def _drop(clock: Clock, slot: int, layer: int) -> bool:
     """Whether a guess had not started, and now never will."""
     if not cancel(clock, slot):

@@ -10,9 +10,7 @@ from foregate.arrays import Float64, Int64
 from foregate.errors import ChoiceError
 from foregate.hardware.profile import Profile
 from foregate.simulation.shapes import ModelShape, timed_on
-
-THREADS = 2
-"""That read, as in `foregate.store.reader`."""
+from foregate.store.reader import readers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +25,6 @@ class Costs:
     look     Float64[R + 1]         of a predictor's answer about one layer
     work_slowed, reads_slowed       factors while both are done at once
     idle_slowed                     factor of work while the worker mostly waits
-    uneven                          0 = reads under way share the link alike, 1 = the first of two has it for itself
 
     More tokens than a table has cost as much more as its last rise says.
 
@@ -43,7 +40,6 @@ class Costs:
     work_slowed: float = 1.0
     reads_slowed: float = 1.0
     idle_slowed: float = 1.0
-    uneven: float = 0.0
 
     def __post_init__(self) -> None:
         layers = len(self.bytes)
@@ -56,8 +52,6 @@ class Costs:
         for name in ("work_slowed", "reads_slowed", "idle_slowed"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ChoiceError(f"{name} is {getattr(self, name)}; it must be a factor above 0")
-        if not 0 <= self.uneven < 1:
-            raise ChoiceError(f"uneven is {self.uneven}; it must be 0 or more, and below 1: measure anew")
         assert self.read.shape[:2] == (2, layers)
         assert self.read.shape[2] >= 1
         assert self.expert.shape[0] in (1, layers)
@@ -71,13 +65,13 @@ class Costs:
         *,
         tokens: int = 1,
         rows: int = 1,
-        threads: int = THREADS,
+        threads: int | None = None,
         look_seconds: float | None = None,
     ) -> Self:
         """From a profile.
 
         tokens, rows  the most of an expert, of a pass
-        threads       that read
+        threads       that read; None: as the runtime would have it
         look_seconds  a predictor's answer about one layer; None: the profile's, as far as it has one
 
         Raises: ChoiceError for times that the profile lacks.
@@ -85,21 +79,20 @@ class Costs:
         profile = timed_on(profile, shape)
         of_expert, of_pass = _counts(max(tokens, 1)), _counts(max(rows, 1))
         slowed = bool(profile.of("work-beside-reads"))
-        if look_seconds is None and not profile.of("predict"):
-            look_seconds = profile.turn_seconds("look")
+
+        def look(tokens: int, size: int) -> float:
+            return profile.look_seconds(tokens) if look_seconds is None else look_seconds
+
         return cls(
             bytes=np.array(shape.expert_bytes, np.int64),
-            read=_reads(profile, shape.expert_bytes, threads),
+            read=_reads(profile, shape.expert_bytes, threads or readers(device=profile.has_device)),
             expert=_tables(of_expert, shape.expert_bytes, profile.expert_seconds, profile.turn_seconds("expert")),
             dense=_tables(of_pass, shape.dense_bytes, profile.dense_seconds, profile.turn_seconds("layer")),
             around=_tables(of_pass, (shape.head_bytes,), profile.head_seconds, profile.turn_seconds("pass"))[0],
-            look=_tables(of_pass, (0,), lambda n, _: profile.predictor_seconds(n), profile.turn_seconds("look"))[0]
-            if look_seconds is None
-            else np.full(of_pass[-1] + 1, look_seconds),
+            look=_tables(of_pass, (0,), look)[0],
             work_slowed=max(profile.work_slowed, 1.0) if slowed else 1.0,
             reads_slowed=max(profile.reads_slowed, 1.0) if slowed else 1.0,
             idle_slowed=max(profile.idle_slowed, 1.0),
-            uneven=profile.uneven,
         )
 
     def reaching(self, tokens: int, rows: int) -> "Costs":

@@ -110,7 +110,7 @@ class Guesser:
             chances=None if said is None else said.chance[:, :, : strategy.distance],
             entered=said is not None and said.entered,
             host_slots=stage.host_slots,
-            look_seconds=look * sequences + (stage.profile.turn_seconds("look") if look else 0.0),
+            look_seconds=stage.profile.look_seconds(answer=look * sequences) if look else 0.0,
             usage=stage.usage() if strategy.evict == "static" else None,
             foreseen=self.foreseen(strategy.evict, batch),
             window=window,

@@ -38,8 +38,7 @@ def pace_of(profile: Profile, shape: ModelShape, *, on_disk: bool) -> Pace:
     dense = profile.dense_seconds(1, max(1, sum(shape.dense_bytes) // shape.layers))
     expert = profile.expert_seconds(1, size) + profile.turn_seconds("expert")
     window = dense + profile.turn_seconds("layer") + shape.top_k * expert
-    look = profile.turn_seconds("look") + (profile.predictor_seconds(1) if profile.of("predict") else 0.0)
-    return Pace(read_pace(profile, size, on_disk=on_disk), window, look)
+    return Pace(read_pace(profile, size, on_disk=on_disk), window, profile.look_seconds())
 
 
 def read_pace(profile: Profile, size: int, *, on_disk: bool) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from foregate.errors import ChoiceError, ModelError, TraceError, need
+from foregate.errors import ChoiceError, ModelError, TraceError
 from foregate.hardware.profile import Profile
+from foregate.models import Stack, stacks
 from foregate.spec import MoESpec
 
 OF_A_MODEL = ("expert", "dense", "head")
@@ -234,8 +235,6 @@ def of_config(name: str, stack: str = "decoder", *, trust_remote_code: bool = Fa
 
 def of_model(model: Any, name: str, stack: str = "decoder") -> ModelShape:
     """The same of a model that is there, on the meta device or another. Raises: ModelError if the stack is dense."""
-    from foregate.models import stacks
-
     found = next((s for s in stacks(model, name) if s.name == stack), None)
     if found is None:
         raise ModelError(f"{name} has no mixture layers in its {stack}")
@@ -249,7 +248,7 @@ def of_model(model: Any, name: str, stack: str = "decoder") -> ModelShape:
         max(layer.top_k for layer in layers),
         str(first.dtype).removeprefix("torch."),
         tuple(layer.expert_bytes for layer in layers),
-        tuple(_dense_bytes(found.root, layers)),
+        tuple(_dense_bytes(found)),
         0 if head is None else _bytes(head.weight),
         f"the configuration of {name}",
         int(model.config.get_text_config().hidden_size),
@@ -284,18 +283,12 @@ def _matched(shape: ModelShape, spec: MoESpec) -> ModelShape:
     return replace(shape, top_k=spec.top_k, expert_bytes=spec.expert_bytes or shape.expert_bytes)
 
 
-def _dense_bytes(root: Any, layers: tuple[Any, ...]) -> list[int]:
+def _dense_bytes(stack: Stack) -> list[int]:
     """[L] bytes of the transformer layers up to each mixture layer's, from the one before, without experts."""
-    torch = need("torch", "models")
-    experts = {id(p) for layer in layers for module in layer.experts for p in module.parameters()}
-    holder = next(
-        module
-        for module in root.modules()
-        if isinstance(module, torch.nn.ModuleList) and any(layers[0].entry is child for child in module)
-    )
-    entries = {id(layer.entry) for layer in layers}
+    experts = {id(p) for layer in stack.layers for module in layer.experts for p in module.parameters()}
+    entries = {id(layer.entry) for layer in stack.layers}
     sizes, size = [], 0
-    for child in holder:
+    for child in stack.holder:
         size += sum(_bytes(p) for p in child.parameters() if id(p) not in experts)
         if id(child) in entries:
             sizes.append(size)

@@ -20,7 +20,7 @@ from foregate.memory.prefetch import prefetch as prefetch_of
 from foregate.memory.state import State
 from foregate.simulation import clock as at
 from foregate.simulation.contents import Host
-from foregate.simulation.costs import THREADS, Costs
+from foregate.simulation.costs import Costs
 from foregate.simulation.loop import Course, run
 from foregate.simulation.pace import pace_of
 from foregate.simulation.passes import Passes
@@ -56,7 +56,7 @@ def simulate(  # noqa: PLR0917
     chances: Float32 | None = None,
     entered: bool = False,
     host_slots: int | None = 0,
-    threads: int = THREADS,
+    threads: int | None = None,
     look_seconds: float | None = None,
     usage: Int | None = None,
     foreseen: UInt16 | None = None,
@@ -70,7 +70,7 @@ def simulate(  # noqa: PLR0917
                   nobody is asked
     entered       whoever says it reads the residual stream: is asked as a layer is entered, not as one was routed
     host_slots    experts in host memory between disk and device; 0 = none; None = all of them, from the start
-    threads       that read
+    threads       that read; None: as the runtime would have it
     look_seconds  an answer about one layer; None: the profile's time of a predictor, or nothing where it has none
     usage         [L, E] how often each expert was used, for the eviction "static"
     foreseen      for `predicted`: what it will think, see `foresight.py`; None: it is computed as the run goes on
@@ -216,7 +216,7 @@ def _clock(  # noqa: PLR0917
         pace=np.ascontiguousarray(costs.read),
         size=costs.bytes,
         now=now,
-        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.idle_slowed, costs.uneven, 1.0]),
+        dial=np.array([0.0, costs.work_slowed, costs.reads_slowed, costs.idle_slowed, 1.0]),
         by_layer=np.zeros((L, fields)),
         by_pass=np.zeros((len(passes), fields)),
         place=host.slot_of if host else np.full(L * E, -1, np.int32),
