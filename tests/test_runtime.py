@@ -180,6 +180,14 @@ def test_closing_a_host_tier_gives_its_memory_back(pair: Pair) -> None:
     assert memory() is None
 
 
+def test_the_memory_plan_counts_the_buffers_of_threads_that_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foregate.runtime.offload._in_use", lambda: 0)
+    for threads in (1, 3):
+        with foregate.offload(str(TINY), memory="25%", threads=threads) as engine:
+            assert engine.plan is not None
+            assert engine.plan.overhead == threads * CheckpointStore(TINY).beside > 0
+
+
 # --- packed stores ---------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from foregate.store.base import ExpertStore
 from foregate.store.checkpoint import CheckpointStore
 from foregate.store.headers import read_headers, weight_files
 from foregate.store.packed import PackedStore
+from foregate.store.reader import readers
 from foregate.store.skeleton import fetch_config, fetch_folder, skeleton
 from foregate.store.source import fingerprint
 
@@ -77,7 +78,10 @@ def offload(
     experts, outline = _opened(model, store, dtype, trust_remote_code)
     try:
         sizes = parse_size(memory), None if host_memory is None else parse_size(host_memory)
-        plan = _planned(outline, _layers(outline, model), experts, sizes, place=place, context=context)
+        threads = threads or readers(device=place != "cpu")
+        plan = _planned(
+            outline, _layers(outline, model), experts, sizes, place=place, context=context, threads=threads
+        )
         on_plan(plan)
         on_step("getting the planner ready (compiled at its first use, which takes a minute or two)")
         warm(evict, wish.policy, usage=usage, read_seconds=read_seconds, window_seconds=window_seconds)
@@ -132,6 +136,7 @@ def _planned(
     *,
     place: str,
     context: int,
+    threads: int,
 ) -> MemoryPlan:
     inside = {id(p) for layer in layers for module in layer.experts for p in module.parameters()}
     dense = [t for t in (*outline.parameters(), *outline.buffers()) if id(t) not in inside]
@@ -143,7 +148,7 @@ def _planned(
         slot=store.layout.slot_bytes,
         experts=store.num_layers * store.num_experts,
         top_k=max(layer.top_k for layer in layers),
-        overhead=_in_use() if place == "cpu" else 0,
+        overhead=_in_use() + threads * store.beside if place == "cpu" else 0,
     )
 
 

@@ -19,12 +19,14 @@ class ExpertStore(ABC):
     num_experts   of every layer: those that have weights (LongCat's identity experts, numbered behind them, have none)
     layout        of one expert in a slot: the same for all layers
     bits          of one weight: 32, 16, 8 or 4
+    beside        bytes of memory that each thread which reads takes besides what it reads into
     """
 
     num_layers: int
     num_experts: int
     layout: Layout
     bits: int
+    beside: int = 0
 
     @abstractmethod
     def read_into(self, layer: int, expert: int, buffer: Buffer) -> int:

@@ -8,7 +8,7 @@ from foregate.errors import SourceError, need
 from foregate.models import stacks
 from foregate.store.base import Buffer, ExpertStore
 from foregate.store.conversion import places
-from foregate.store.direct import DirectFile, aligned
+from foregate.store.direct import BOUNCE, DirectFile, aligned
 from foregate.store.headers import read_headers, weight_files
 from foregate.store.layout import ITEM_BYTES
 from foregate.store.pieces import Piece, held_experts, layout_of, pieces_of
@@ -52,6 +52,8 @@ class CheckpointStore(ExpertStore):
         self._pieces = pieces_of(
             held, placed, self.tensors, self.layout, num_experts=self.num_experts, folder=self.folder
         )
+        changed = {p.offset: p.nbytes for pieces in self._pieces.values() for p in pieces if p.view is not None}
+        self.beside = min(BOUNCE, self.layout.slot_bytes) + sum(changed.values())
         self._files = {file: DirectFile(file) for file in files}
         self.direct = all(file.direct for file in self._files.values())
         self._scratch = threading.local()
