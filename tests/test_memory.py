@@ -257,6 +257,23 @@ def test_budget_turns_itself_down() -> None:
     assert guesses(0.9, window_seconds=0.002) == 1
 
 
+def test_budget_believes_a_predictor_as_far_as_its_guesses_came() -> None:
+    def guesses(right: bool) -> int:
+        planner = Planner(L, E, 12, "lru", "budget:2MB", **{**OPTIONS, "window_seconds": 0.005})
+        rng, count = np.random.default_rng(0), 0
+        for _ in range(100):
+            planner.begin()
+            for layer in range(L):
+                order = rng.permutation(E)
+                planner.expect(layer, np.where(np.isin(np.arange(E), order[:K] if right else order[K : 2 * K]), 0.9, 0.0))
+                count += len(planner.speculate(layer))
+                planner.demand(layer, order[:K])
+        return count
+
+    assert guesses(right=True) > 80
+    assert guesses(right=False) < 20, "each of them was wrong"
+
+
 @pytest.mark.parametrize(("look", "asked"), [(0.0, 200), (1e-4, 200), (1.0, 200 * TRIAL // (TRIAL + REST) + TRIAL)])
 def test_budget_asks_no_more_than_it_pays(look: float, asked: int) -> None:
     planner = Planner(L, E, 12, "lru", "budget:2MB", **{**OPTIONS, "look_seconds": look})

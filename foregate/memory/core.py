@@ -14,6 +14,8 @@ from foregate.memory.ordered import HIGHEST, LOWEST, TIES, ordered
 from foregate.memory.predicted import Forecast
 from foregate.memory.prefetch import BUDGET, most, review, wanted, worth
 from foregate.memory.state import (
+    CAME,
+    CLAIMED,
     EVICTED,
     EVICTIONS,
     EXPERT,
@@ -185,8 +187,21 @@ def _arrive(state: State, layer: int, experts: Int32) -> None:
     for e in experts:
         state.lock[layer * E + e] = now[FLOOR]
     if now[PROMISED] > 0:
+        if now[RULE] == BUDGET:
+            _compare(state, layer)
         _settle(state.keys, state.lock, state.promised, now)
     state.known[layer] = False
+
+
+@pasted
+def _compare(state: State, layer: int) -> None:
+    """What was said of the layer's guesses, and what came."""
+    E = state.chance.shape[1]
+    for i in range(state.now[PROMISED]):
+        key = state.promised[i]
+        if key // E == layer and state.keys[key, GUESS] > 0:
+            state.dials[CLAIMED] += state.chance[layer, key % E]
+            state.dials[CAME] += state.lock[key] == state.now[FLOOR]
 
 
 @inner

@@ -10,6 +10,8 @@ from foregate.memory.compiled import inner, pasted
 from foregate.memory.interface import Prefetch
 from foregate.memory.state import (
     AMOUNT,
+    CAME,
+    CLAIMED,
     GAIN,
     LAYER,
     PASS,
@@ -27,6 +29,8 @@ from foregate.sizes import parse_bytes
 NONE, TOP, THRESHOLD, BUDGET = range(4)
 TRIAL, REST = 8, 56
 """Passes after which `budget` judges whether asking pays, and passes for which it does not ask where it did not."""
+BELIEF = 8
+"""Guesses whose worth of belief a predictor has from the start: so many that came as they were said to."""
 
 
 @final
@@ -69,8 +73,9 @@ class Budget(Prefetch):
     """Reads whose expected benefit exceeds their expected cost, up to `bytes` for a layer at a time.
 
     A read that ends `hidden` seconds into the time until its layer runs saves these with the chance that it is used;
-    otherwise the rest of it delays the layer, and it may have pushed out an expert that is used in the next pass. Where
-    what a pass is expected to gain does not pay for the predictor's answers, it is not asked for a while.
+    otherwise the rest of it delays the layer, and it may have pushed out an expert that is used in the next pass. A
+    predictor whose guesses came less often than it said is believed as much less. Where what a pass is expected to gain
+    does not pay for the predictor's answers, it is not asked for a while.
     """
 
     bytes: str
@@ -132,6 +137,7 @@ def worth(now: Int64, dials: Float64, counts: Int64, slots: int, distance: int, 
     left = distance * dials[WINDOW_SECONDS] - now[READS] * read
     hidden = min(max(left, 0.0), read)
     late = read - hidden
+    chance *= min((dials[CAME] + BELIEF) / (dials[CLAIMED] + BELIEF), 1.0)
     return chance * hidden - (1 - chance) * (late + read * _reuse(now, counts, slots))  # type: ignore[no-any-return]
 
 

@@ -38,12 +38,12 @@ RESTING  passes to come in which nobody is asked
 """
 
 REGISTERS = 18
-SHARE, RATE, AMOUNT, READ_SECONDS, WINDOW_SECONDS, LOOK_SECONDS, GAIN = range(7)
+SHARE, RATE, AMOUNT, READ_SECONDS, WINDOW_SECONDS, LOOK_SECONDS, GAIN, CLAIMED, CAME = range(9)
 """Places in `dials`: ARC's target size, the uses after which a use counts half, the prefetch's number, seconds to read
 an expert, seconds that a layer takes, seconds that an answer about a layer takes, seconds that this pass is expected to
-gain by asking."""
+gain by asking, how many of `budget`'s guesses were said to be used, how many were."""
 
-DIALS = 7
+DIALS = 9
 RESIDENT_HITS, GUESS_HITS, MISSES, GUESSES, EVICTIONS, WASTED = range(6)
 """Columns of `counts`: uses of experts that were there, first uses of guesses, reads on demand, reads ahead, evictions,
 evictions of guesses never used, each by the layer of the expert."""
@@ -79,7 +79,7 @@ class State(NamedTuple):
     known     [L]         whether it did
     counts    [L, 6]      see RESIDENT_HITS
     now       [18]        see POLICY
-    dials     [7]         see SHARE
+    dials     [9]         see SHARE
     desk      [8, E]      see EXPERT
     """
 

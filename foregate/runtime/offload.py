@@ -79,9 +79,7 @@ def offload(
     try:
         sizes = parse_size(memory), None if host_memory is None else parse_size(host_memory)
         threads = threads or readers(device=place != "cpu")
-        plan = _planned(
-            outline, _layers(outline, model), experts, sizes, place=place, context=context, threads=threads
-        )
+        plan = _planned(outline, _layers(outline, model), experts, sizes, place=place, context=context, threads=threads)
         on_plan(plan)
         on_step("getting the planner ready (compiled at its first use, which takes a minute or two)")
         warm(evict, wish.policy, usage=usage, read_seconds=read_seconds, window_seconds=window_seconds)
