@@ -265,7 +265,9 @@ def test_budget_believes_a_predictor_as_far_as_its_guesses_came() -> None:
             planner.begin()
             for layer in range(L):
                 order = rng.permutation(E)
-                planner.expect(layer, np.where(np.isin(np.arange(E), order[:K] if right else order[K : 2 * K]), 0.9, 0.0))
+                said = np.zeros(E)
+                said[order[:K] if right else order[K : 2 * K]] = 0.9
+                planner.expect(layer, said)
                 count += len(planner.speculate(layer))
                 planner.demand(layer, order[:K])
         return count
