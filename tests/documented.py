@@ -64,14 +64,15 @@ NOT_RUN = {
     "python recipes/leaderboard.py --jobs 2": "hours; tests/test_leaderboard.py runs it on small traces",
     "python recipes/mixtral_study.py": "needs the published traces, and rewrites the page",
     "python recipes/widen.py -o WIDE": "writes 6.4 GB; tests/test_widen.py runs it on fewer",
-    "foregate pack WIDE -o WIDE4 --bits 4": "needs the 6.4 GB above; the same command is run on models/tiny",
-    "python benchmarks/offload.py --model WIDE --int4 WIDE4 --tokens 24 --prompt-tokens 24 --blocks B.jsonl "
-    "--md offload.md": "an hour of measuring",
-    "foregate pack WIDE -o WIDE16 --bits 16": "needs the 6.4 GB above; the same command is run on models/tiny",
-    "python benchmarks/offload.py --model WIDE --int16 WIDE16 --rounds 8 --tokens 36 --prompt-tokens 24 --blocks "
-    "Q.jsonl": "half an hour of measuring",
+    **dict.fromkeys(
+        [f"foregate pack WIDE -o WIDE{bits} --bits {bits}" for bits in (16, 8, 4)],
+        "needs the 6.4 GB above; the same command is run on models/tiny",
+    ),
+    "python benchmarks/offload.py --model WIDE --int16 WIDE16 --int8 WIDE8 --int4 WIDE4 --rounds 3 --tokens 36 "
+    "--prompt-tokens 24 --blocks B.jsonl --md offload.md": "half an hour of measuring",
     "python benchmarks/offload_misses.py --work NOTES --prompts 24 --tokens 40": "an hour of measuring",
-    "python benchmarks/sim_vs_run.py WIDE --work VALIDATION --rounds 3": "half an hour of measuring",
+    "python benchmarks/sim_vs_run.py WIDE --work VALIDATION --rounds 3": "a quarter of an hour of measuring",
+    "python benchmarks/sim_vs_run.py WIDE --store WIDE16 --work VALIDATION16 --rounds 3": "the same again",
     "python recipes/train_switch.py build/switch": "half an hour of training",
     "python recipes/switch_study.py --model build/switch": "needs the model above; tests/test_switch.py runs its parts",
     "python recipes/switch_study.py --model google/switch-base-8 --prompts build/switch/held_out.jsonl --traces "

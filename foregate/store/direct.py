@@ -31,7 +31,7 @@ def aligned(nbytes: int) -> Buffer:
     back with the last reference.
     """
     multiple = HUGE if nbytes >= HUGE else BLOCK
-    room = private(nbytes + multiple)
+    room = _private(nbytes + multiple)
     if nbytes >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         room.madvise(mmap.MADV_HUGEPAGE)
     whole: Buffer = np.frombuffer(room, np.uint8)
@@ -39,7 +39,7 @@ def aligned(nbytes: int) -> Buffer:
     return whole[start : start + nbytes]
 
 
-def private(nbytes: int) -> mmap.mmap:
+def _private(nbytes: int) -> mmap.mmap:
     """Memory of this process alone: what mmap gives unasked is shared, and few systems put that on huge pages."""
     if hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
