@@ -10,7 +10,6 @@ waits. Reads are O_DIRECT on a file of random bytes that goes when this ends; ex
 import argparse
 import itertools
 import json
-import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ from foregate.hardware import compute, copies, disk
 from foregate.hardware.machine import Foreign, Machine, describe
 from foregate.hardware.sampling import Pace, interleaved
 from foregate.report.transfer import Moved
+from foregate.store.base import Buffer
+from foregate.store.direct import aligned
 
 HIDDEN = 2048
 MB = 10**6
@@ -79,24 +80,23 @@ def _from_disk(files: disk.Files, block: int, count: int, threads: int) -> Calla
     """Read `count` experts, `threads` of them at once."""
     places = itertools.cycle(files.places(block, seed=block + count))
     readers = min(threads, count)
-    memory = [memoryview(mmap.mmap(-1, block)) for _ in range(readers)]
-    pages = bytes(block // disk.ALIGNED)
+    memory = [aligned(block) for _ in range(readers)]  # as the runtime's buffers are
 
-    def share(view: memoryview, how_many: int) -> None:
+    def share(buffer: Buffer, how_many: int) -> None:
         for _ in range(how_many):
-            disk.read_one(*next(places), view, direct=files.direct)
+            disk.read_one(*next(places), buffer.data, direct=files.direct)
 
     def read() -> None:
         running = [
-            threading.Thread(target=share, args=(view, len(range(i, count, readers)))) for i, view in enumerate(memory)
+            threading.Thread(target=share, args=(one, len(range(i, count, readers)))) for i, one in enumerate(memory)
         ]
         for thread in running:
             thread.start()
         for thread in running:
             thread.join()
 
-    for view in memory:
-        view[:: disk.ALIGNED] = pages
+    for buffer in memory:
+        buffer[:: disk.ALIGNED] = 0
     return read
 
 

@@ -166,7 +166,7 @@ def machine() -> dict[str, Any]:
 
 
 def through_store(store: ExpertStore, given: compute.Outline, seconds: float) -> list[Timing]:
-    """Reads of whole experts as the runtime makes them, by how many are under way, and the overlap with computing."""
+    """Reads of whole experts as the runtime makes them, and the overlap with computing."""
     size = store.layout.slot_bytes
     work = compute.Experts(given).work(1)
     found = [timing("read", size, [_read(store, seconds)])]
