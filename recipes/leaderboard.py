@@ -36,6 +36,7 @@ COST = {
     "memory": 3.0,
     "bank": 25.0,
     "fusion": 300.0,
+    "online": 320.0,
     "pre-attention": 20.0,
     "probe": 15.0,
     "gating": 20.0,

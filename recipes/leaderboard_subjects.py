@@ -16,13 +16,13 @@ from foregate.traces.storage import read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTANCES = (1, 2, 3, 4)
-ONLINE = "bank+counts+cooccur+previous"
+LIVE = "bank+counts+cooccur+previous"
 TINY = Options(max_new_tokens=32, batch_size=8, hidden=True)
 
 SETTINGS = {
     "xgboost": "xgboost:threads=1",
-    "ensemble": f"ensemble:members={ONLINE},rows=40000",
-    "blend": f"blend:members={ONLINE},rows=40000",
+    "ensemble": "ensemble:members=bank+online,rows=40000",
+    "blend": f"blend:members={LIVE},rows=40000",
     "calibrated": "calibrated:rows=40000",
 }
 """In place of a predictor's defaults, on every trace: shorter, one thread, or members that need no token ids."""
@@ -100,8 +100,10 @@ SUBJECTS = (
         "takes 4.4 times as long.",
         as_decode=True,
         settings={
-            "ensemble": f"ensemble:members={ONLINE}+ngrams,rows=40000",
-            "blend": f"blend:members={ONLINE}+ngrams,rows=40000",
+            "fusion": "fusion:window=1024",
+            "online": "online:members=fusion(window=1024)",
+            "ensemble": f"ensemble:members={LIVE}+ngrams,rows=40000",
+            "blend": f"blend:members={LIVE}+ngrams,rows=40000",
             "mlp": "mlp:epochs=2,batch=4096,width=256",
             "interlayer": f"interlayer:{SMALL}",
             "multiscale": f"multiscale:{SMALL}",
@@ -174,8 +176,8 @@ SUBJECTS = (
         settings={
             "xgboost": "xgboost:threads=1,rounds=30",
             "mlp": "mlp:epochs=6,batch=2048",
-            "blend": f"blend:members={ONLINE}+ngrams,rows=40000",
-            "ensemble": f"ensemble:members={ONLINE}+ngrams,rows=40000",
+            "blend": f"blend:members={LIVE}+ngrams,rows=40000",
+            "ensemble": f"ensemble:members={LIVE}+ngrams,rows=40000",
         },
     ),
 )

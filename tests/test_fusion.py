@@ -8,18 +8,19 @@ from conftest import make_trace
 
 from foregate.errors import ChoiceError
 from foregate.evaluation import evaluate
-from foregate.history import Replay
+from foregate.history import History, Query, Replay
 from foregate.predictors.fusion.fusion import Fusion
 from foregate.predictors.fusion.inputs import Asked, Examples, Inputs
+from foregate.predictors.fusion.online import Online
 from foregate.predictors.memory.bank import Bank
 from foregate.traces.schema import Trace
 
 
-def planted(seed: int = 0) -> Trace:
+def planted(seed: int = 0, prompts: int = 24, tokens: int = 60) -> Trace:
     """The last layer's expert is what the first layer's and the previous token's there add up to: no likeness to any
     one earlier token says so, and layer 1 in between is noise.
     """
-    trace = make_trace(prompts=24, tokens=60, layers=3, experts=6, k=1, seed=seed)
+    trace = make_trace(prompts=prompts, tokens=tokens, layers=3, experts=6, k=1, seed=seed)
     rng = np.random.default_rng(seed)
     routed = rng.integers(0, 6, trace.experts.shape).astype(np.int8)
     for row in range(len(trace)):
@@ -93,3 +94,69 @@ def test_tokens_that_were_never_trained_on_are_one() -> None:
 def test_a_horizon_beyond_the_last_layer_is_refused() -> None:
     with pytest.raises(ChoiceError, match="horizon 6 does not fit 5 layers"):
         Fusion(horizon=6).fit(make_trace())
+
+
+def swapped(trace: Trace) -> Trace:
+    """The first layer's experts renumbered, so that what was learned of them is wrong in the same way all the time."""
+    experts = trace.experts.copy()
+    experts[:, 0] = np.array([1, 0, 3, 2, 5, 4])[experts[:, 0]]
+    return replace(trace, experts=experts)
+
+
+def test_online_learns_what_is_true_of_one_sequence_only() -> None:
+    trace, asked = planted(), swapped(planted(seed=1, prompts=2, tokens=300))
+    members = "fusion(width=128,token_size=8,buckets=64,batch=64,epochs=30,dropout=0.0)"
+    online = Online(members, rate=0.1, inner=0.1).fit(trace.take_prompts(range(18)), trace.take_prompts(range(18, 24)))
+    right = evaluate(online, asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
+    fusion = evaluate(online.members_[0], asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
+    assert right > fusion + 0.15
+
+
+def test_what_online_learned_is_the_same_whoever_was_asked_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token, with more sequences taking turns than are kept, across windows: as all at once."""
+    trace = make_trace(prompts=5, tokens=20)
+    monkeypatch.setattr("foregate.predictors.fusion.online.KEPT", 3)
+    online = Online("fusion(width=16,token_size=4,buckets=50,epochs=1)", rate=0.3, inner=0.3, window=6).fit(trace)
+    replays = [Replay(trace.take(rows), as_decode=True) for rows in trace.sequences()]
+    whole = [online.predict(replay.query(1, 2)) for replay in replays]
+    fitted = [online.members_[0].predict(replay.query(1, 2)) for replay in replays]
+    assert np.abs(whole[0] - fitted[0]).max() > 0.01
+    for turns in (1, 5):  # one sequence after the other, then all in turn
+        for part in range(0, 5, turns):
+            for token in range(20):
+                for which in range(part, part + turns):
+                    query = replays[which].query(1, 2, slice(token, token + 1))
+                    np.testing.assert_allclose(online.predict(query)[0], whole[which][token], atol=1e-5)
+    assert max(map(len, online.kept.values())) == 3
+
+
+def test_online_refuses_what_is_no_fusion() -> None:
+    with pytest.raises(ChoiceError, match="'bank' holds another predictor"):
+        Online("bank").fit(make_trace(prompts=4, tokens=15))
+    with pytest.raises(ChoiceError, match="window=0"):
+        Online(window=0)
+
+
+def test_online_forgets_a_token_that_was_taken_back() -> None:
+    """Assisted generation: a token is guessed, asked about, and replaced by another in the same place."""
+    trace = make_trace(prompts=4, tokens=12)
+    spec = trace.spec
+    members = "fusion(width=16,token_size=4,buckets=50,epochs=1)"
+    asked, fresh = (Online(members, rate=0.3, inner=0.3).fit(trace) for _ in range(2))
+    history = History(spec, weights=False)
+
+    def run(token: int) -> Query:
+        """One token through all layers; what is asked before the last one."""
+        history.begin(trace.token_id[[token]])
+        for layer in range(spec.num_layers - 1):
+            history.observe(layer, trace.experts[[token], layer])
+        query = history.query(spec.num_layers - 1)
+        history.observe(spec.num_layers - 1, trace.experts[[token], -1])
+        return query
+
+    for token in (0, 1, 2, 3):
+        asked.predict(run(token))
+    history.rewind(3)
+    for token in (4, 5):
+        last = run(token)
+        np.testing.assert_allclose(asked.predict(last), fresh.predict(last), atol=1e-6)

@@ -35,6 +35,7 @@ SHORT |= {
     "ensemble": "ensemble:members=rules(order=2,smoothing=2)+memory+previous",
     "blend": "blend:members=rules(order=2,smoothing=2)+memory+previous,epochs=2",
     "calibrated": "calibrated:member=memory(beta=4),method=isotonic",
+    "online": "online:members=fusion(epochs=1,width=16,token_size=4,buckets=50),window=4",
 }
 
 

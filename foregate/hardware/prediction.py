@@ -15,6 +15,7 @@ from foregate.predictors.storage import load, model_of
 from foregate.spec import MoESpec
 
 PAST = 128  # tokens seen before
+PASSES = 8  # one after the other, so that those who learn from each token do
 
 
 def time_predictor(path: Path, hidden: int | None, tokens: Sequence[int], pace: Pace) -> list[Timing]:
@@ -43,18 +44,17 @@ def time_predictor(path: Path, hidden: int | None, tokens: Sequence[int], pace: 
 
 
 def _queries(spec: MoESpec, tokens: int, hidden: int | None) -> list[Query]:
-    """A pass's queries about each next layer, on random tokens, after a pass of others."""
+    """Queries about each next layer of passes on random tokens, after a longer one."""
     history = History(spec, hidden=hidden is not None)
     rng = np.random.default_rng(0)
     asked: list[Query] = []
-    for count in (PAST, tokens):
-        asked.clear()
+    for number, count in enumerate([PAST, *[tokens] * PASSES]):
         history.begin(rng.integers(0, 1000, count))
         for layer in range(spec.num_layers):
             states = None if hidden is None else rng.normal(size=(count, hidden)).astype(np.float32)
             if states is not None:
                 history.enter(layer, states)
-            if layer:
+            if layer and number:
                 asked.append(history.query(layer))
             experts = np.argsort(rng.random((count, spec.num_experts)), axis=1)[:, : spec.top_k]
             weights = np.full((count, spec.top_k), 1 / spec.top_k, dtype=np.float32)

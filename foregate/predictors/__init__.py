@@ -4,6 +4,7 @@ from foregate.predictors.base import Predictor
 from foregate.predictors.counting import Chance, Cooccur, Popularity, Previous, Repeat
 from foregate.predictors.counts import Counts
 from foregate.predictors.fusion.fusion import Fusion
+from foregate.predictors.fusion.online import Online
 from foregate.predictors.hidden.gates import NextGate
 from foregate.predictors.hidden.gating import Gating
 from foregate.predictors.hidden.preattention import PreAttention
@@ -36,6 +37,7 @@ PREDICTORS: dict[str, type[Predictor]] = {
     "memory": Memory,
     "bank": Bank,
     "fusion": Fusion,
+    "online": Online,
     "next-gate": NextGate,
     "pre-attention": PreAttention,
     "probe": Probe,
@@ -53,6 +55,7 @@ BASELINES = ("chance", "popularity", "previous", "tokens")
 """In every leaderboard, whatever was asked for (where the trace holds what they need)."""
 LEARNED = (
     "fusion",
+    "online",
     "xgboost",
     "mlp",
     "pre-attention",

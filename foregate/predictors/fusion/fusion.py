@@ -49,7 +49,7 @@ class Fusion(Predictor):
     width: int = 512
     token_size: int = 64
     buckets: int = 32_768
-    dropout: float = 0.4
+    dropout: float = 0.2
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     batch: int = 512
