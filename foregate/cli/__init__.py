@@ -103,7 +103,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="foregate", standalone_mode=False)  # however Python was started
         sys.stdout.flush()
     except ForegateError as error:
         return _refuse(str(error))
