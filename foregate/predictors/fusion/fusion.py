@@ -113,7 +113,7 @@ class Fusion(Predictor):
         if given is None:
             return np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
         target, plain = query.target, given["numbers"]
-        state = np.concatenate([plain, self.tokens_[given["token"]]], axis=1) @ self.numbers_[target]
+        state = self.numbers_in(given, target)
         state += self.bias_[target]
         _gather(given["rows"], given["worth"], self.sets_[str(target)], state)
         np.maximum(state, 0, out=state)
@@ -137,6 +137,13 @@ class Fusion(Predictor):
             "target": np.array(query.target),
             "distance": np.array(query.distance),
         }
+
+    def numbers_in(self, given: Mapping[str, Any], target: int) -> Float32:
+        """[N, H] what numbers and token embedding of `features` give the hidden layer of a target."""
+        found: Float32 = (
+            np.concatenate([given["numbers"], self.tokens_[given["token"]]], axis=1) @ self.numbers_[target]
+        )
+        return found
 
     def graph(self, spec: MoESpec) -> Graph:
         """What `predict` does after bank has voted, as a graph. The targets' tables stand one after the other."""
@@ -192,12 +199,17 @@ class Fusion(Predictor):
 def _gather(rows: Int64, worth: Float32, table: Float32, state: Float32) -> None:
     """Add worth [N, I] times rows [N, I] of a table [., H] to state [N, H]; -1 = nothing."""
     for n in range(rows.shape[0]):
-        total = state[n]
-        for i in range(rows.shape[1]):
-            if rows[n, i] >= 0:
-                row, times = table[rows[n, i]], worth[n, i]
-                for h in range(len(total)):  # plain arrays, so that the compiler adds several at once
-                    total[h] += times * row[h]
+        add_rows(rows[n], worth[n], table, state[n])
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def add_rows(rows: Int64, worth: Float32, table: Float32, total: Float32) -> None:
+    """The same of one token: rows and worth [I], total [H]."""
+    for i in range(len(rows)):
+        if rows[i] >= 0:
+            row, times = table[rows[i]], worth[i]
+            for h in range(len(total)):  # plain arrays, so that the compiler adds several at once
+                total[h] += times * row[h]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -1,6 +1,6 @@
 """`fusion` that goes on learning while a sequence runs, from what its routers have chosen so far."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self, final
 
@@ -14,8 +14,9 @@ from foregate.predictors.base import Need, Predictor
 from foregate.predictors.calibration import sharpness
 from foregate.predictors.chances import drawn
 from foregate.predictors.counting import one_hot
-from foregate.predictors.fusion.fusion import Fusion
-from foregate.predictors.mixing.members import fitted, needs
+from foregate.predictors.fusion.fusion import Fusion, add_rows
+from foregate.predictors.fusion.inputs import Inputs
+from foregate.predictors.mixing.members import completed, needs, unfitted
 from foregate.predictors.space import Choice, Range
 from foregate.traces.schema import Trace
 
@@ -45,10 +46,9 @@ class Lessons:
         given = fusion.features(query)
         assert given is not None, "asked beyond the horizon"
         target = query.target
-        plain = np.concatenate([given["numbers"], fusion.tokens_[given["token"]]], axis=1)
-        vote = given["numbers"][:, -query.spec.num_experts :]  # the logarithm stands last
+        vote = given["numbers"][:, Inputs.of(query.spec, fusion.horizon).log_vote]
         return cls(
-            plain @ fusion.numbers_[target],
+            fusion.numbers_in(given, target),
             fusion.base_[target] + fusion.trust_[target] * vote,
             given["rows"],
             given["worth"],
@@ -127,7 +127,7 @@ class Online(Predictor):
     window: int = 256
     horizon: int = 1
     seed: int = 0
-    members_: tuple[Predictor, ...] = field(init=False, repr=False)
+    members_: tuple[Fusion, ...] = field(init=False, repr=False)
     sharpness_: Float32 = field(init=False, repr=False)  # [horizon, L] what multiplies the logits
     kept: dict[tuple[int, int, int], list[Learned]] = field(init=False, repr=False, compare=False)
     probabilities: ClassVar[bool] = True
@@ -147,57 +147,55 @@ class Online(Predictor):
         return needs(self.members, vars(self).get("members_", ()))
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
-        self.members_ = fitted(self.members, self.horizon, trace, validation)
-        for member in self.members_:
-            if not isinstance(member, Fusion):
-                raise ChoiceError(f"online goes on where fusion ended; {self.members!r} holds another predictor")
+        members = unfitted(self.members, self.horizon, trace.spec)
+        fusions = [member for member in members if isinstance(member, Fusion)]
+        if len(fusions) < len(members):
+            raise ChoiceError(f"online goes on where fusion ended; {self.members!r} holds another predictor")
+        self.members_ = completed(self.members, fusions, trace, validation)
         self.kept = {}
-        self.sharpness_ = np.mean([fusion.sharpness_[: self._reach] for fusion in self._fusions], axis=0)
+        self.sharpness_ = np.mean([fusion.sharpness_[: self._reach] for fusion in self.members_], axis=0)
         if validation is not None:
+            rows = list(validation.sequences())
+            order = np.random.default_rng(self.seed).permutation(len(rows)).tolist()
+            sequences = [validation.take(rows[which]) for which in order]
             for distance in range(1, self._reach + 1):
                 for target in range(distance - 1, trace.spec.num_layers):
-                    self._judge(validation, distance, target)
+                    self._judge(sequences, distance, target)
         return self
 
     def predict(self, query: Query) -> Float32:
         if query.distance > self._reach:
-            return self._fusions[0].predict(query)
+            return self.members_[0].predict(query)
         return drawn(self._logits(query) * self.sharpness_[query.distance - 1, query.target], query.spec.top_k)
 
     def covers(self, query: Query) -> Bool:
         return self.members_[0].covers(query)
 
     @property
-    def _fusions(self) -> list[Fusion]:
-        return [member for member in self.members_ if isinstance(member, Fusion)]
-
-    @property
     def _reach(self) -> int:
         """The largest distance that all members learned."""
-        return min(fusion.horizon for fusion in self._fusions)
+        return min(fusion.horizon for fusion in self.members_)
 
-    def _judge(self, validation: Trace, distance: int, target: int) -> None:
-        """Take the temperature of one question from validation prompts in random order."""
+    def _judge(self, sequences: Sequence[Trace], distance: int, target: int) -> None:
+        """Take the temperature of one question from the first of these with SAMPLES rows."""
         found: list[tuple[Float32, Float32]] = []
-        sequences = list(validation.sequences())
-        for which in np.random.default_rng(self.seed).permutation(len(sequences)).tolist():
-            sequence = validation.take(sequences[which])
-            answers = sequence.answers_at(target)
+        for sequence in sequences:
+            answers, spec = sequence.answers_at(target), sequence.spec
             asked = np.flatnonzero((answers >= 0).any(axis=1))
             if len(asked):
                 query = Replay(sequence, as_decode=True).query(target - distance, target, asked)
-                found.append((self._logits(query), one_hot(answers[asked], validation.spec.num_experts)))
+                found.append((self._logits(query), one_hot(answers[asked], spec.num_experts)))
             if sum(len(rows) for rows, _ in found) >= SAMPLES:
                 break
         if found:
             logits, routed = (np.concatenate(column) for column in zip(*found, strict=True))
-            self.sharpness_[distance - 1, target] = sharpness(logits, routed, validation.spec.top_k)
+            self.sharpness_[distance - 1, target] = sharpness(logits, routed, sequences[0].spec.top_k)
 
     def _logits(self, query: Query) -> Float32:
         """[N, E] the members' mean."""
         found = np.zeros((query.rows, query.spec.num_experts), dtype=np.float32)
-        for which, fusion in enumerate(self._fusions):
-            found += self._follow(which, fusion, query) / len(self._fusions)
+        for which, fusion in enumerate(self.members_):
+            found += self._follow(which, fusion, query) / len(self.members_)
         return found
 
     def _follow(self, which: int, fusion: Fusion, query: Query) -> Float32:
@@ -226,7 +224,7 @@ class Online(Predictor):
         _walk(
             (query.seen, asked.fixed, asked.logits, asked.rows, asked.worth),
             (first, past.experts[first:end, target], lessons.fixed, lessons.logits, lessons.rows, lessons.worth),
-            (order, self.window, np.float32(self.rate), np.float32(self.inner)),
+            (order, begins, np.float32(self.rate), np.float32(self.inner)),
             (trained, learned.tables, learned.place),
             found,
         )
@@ -278,7 +276,7 @@ Taught = tuple[int, Int, Float32, Float32, Int64, Float32]
 def _walk(
     asking: Asking,
     taught: Taught,
-    how: tuple[Int64, int, float, float],
+    how: tuple[Int64, Int64, float, float],
     weights: tuple[Tables, Tables, Int64],
     found: Float32,
 ) -> None:
@@ -286,20 +284,19 @@ def _walk(
 
     asking   seen [N], and the rows (see Lessons)
     taught   which token is the first, answers [M, k], and the tokens (see Lessons)
-    how      the rows by `seen`, window, and the rates of the output map and of the hidden layer
+    how      the rows by `seen`, the token from which each learns, and the rates of output map and hidden layer
     weights  as fitted, and as learned with their place (see Learned); these are written to
     """
     seen, fixed, logits, rows, worth = asking
     first, answers, old_fixed, old_logits, old_rows, old_worth = taught
-    order, window, rate, inner = how
+    order, begins, rate, inner = how
     trained, tables, place = weights
     state = np.empty(fixed.shape[1], dtype=np.float32)
     surprise = np.empty(found.shape[1], dtype=np.float32)
     for n in order:
-        begin = max(seen[n] // window - 1, 0) * window
-        if begin != place[0]:
+        if begins[n] != place[0]:
             tables[0][:], tables[1][:], tables[2][:] = trained
-            place[:] = begin
+            place[:] = begins[n]
         while place[1] < seen[n]:
             t = place[1] - first
             _forward((old_fixed[t], old_rows[t], old_worth[t]), tables, state, old_logits[t], surprise)
@@ -317,11 +314,7 @@ def _forward(
     sets, bias, out = tables
     for h in range(len(state)):
         state[h] = fixed[h] + bias[h]
-    for i in range(len(rows)):
-        if rows[i] >= 0:
-            row, times = sets[rows[i]], worth[i]
-            for h in range(len(state)):
-                state[h] += times * row[h]
+    add_rows(rows, worth, sets, state)
     into[:] = logits
     for h in range(len(state)):
         if state[h] > 0:

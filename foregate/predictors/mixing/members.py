@@ -6,6 +6,7 @@ How their answers become one is for `ensemble`, `blend` and `calibrated` to say.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from foregate.history import Query, Replay
 from foregate.predictors.base import Need, Predictor
 from foregate.spec import MoESpec
 from foregate.traces.schema import Trace
+
+P = TypeVar("P", bound=Predictor)
 
 ROUNDS = 5
 """Where there is no validation trace, one in so many training prompts is held out at a time."""
@@ -72,7 +75,11 @@ def unfitted(text: str, horizon: int, spec: MoESpec | None = None) -> tuple[Pred
 
 def fitted(text: str, horizon: int, trace: Trace, validation: Trace | None) -> tuple[Predictor, ...]:
     """The members that a text names, fitted; those that are files stay as they are."""
-    members = unfitted(text, horizon, trace.spec)
+    return completed(text, unfitted(text, horizon, trace.spec), trace, validation)
+
+
+def completed(text: str, members: Sequence[P], trace: Trace, validation: Trace | None) -> tuple[P, ...]:
+    """The members that `unfitted` made of a text, fitted but for the files."""
     return tuple(
         predictor if is_file(member) else predictor.fit(trace, validation)
         for member, predictor in zip(split_members(text), members, strict=True)
