@@ -36,7 +36,7 @@ COST = {
     "memory": 3.0,
     "bank": 25.0,
     "fusion": 300.0,
-    "online": 320.0,
+    "online": 40.0,
     "pre-attention": 20.0,
     "probe": 15.0,
     "gating": 20.0,
@@ -50,6 +50,8 @@ COST = {
     "augmented": 60.0,
 }
 """What predictors take beside a counting one, roughly: the order of work and the time left follow from it."""
+LATE = ("online",)
+"""Begun when all others are done: it goes on from the `fusion` that was kept."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Task:
     as_decode: bool
     expected: float
     asked: bool
+
+    @property
+    def late(self) -> bool:
+        """Whether it is begun when all others are done."""
+        return self.component.partition(":")[0] in LATE
 
     @property
     def missing(self) -> bool:
@@ -155,7 +162,7 @@ def _gathered(subject: Subject, data: Path, path: Path) -> bool:
 
 def complete(tasks: Sequence[Task], jobs: int) -> dict[Task, str]:
     """Do what has no result yet, the longest first; returns what failed, and why."""
-    todo = sorted((t for t in tasks if t.missing), key=lambda t: -t.expected)
+    todo = sorted((t for t in tasks if t.missing), key=lambda t: (t.late, -t.expected))
     failed: dict[Task, str] = {}
     print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there", flush=True)
     began, done, whole = time.monotonic(), 0.0, sum(t.expected for t in todo)
@@ -177,8 +184,9 @@ def _worked_off(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, float,
         os.environ.setdefault(name, "1")  # what the new processes start with: one core each
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in as_completed([pool.submit(examine, task) for task in tasks]):
-                yield future.result()
+            for late in (False, True):
+                for future in as_completed([pool.submit(examine, task) for task in tasks if task.late == late]):
+                    yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -10,7 +10,7 @@ from foregate.errors import ChoiceError
 from foregate.evaluation import evaluate
 from foregate.history import History, Query, Replay
 from foregate.predictors.fusion.fusion import Fusion
-from foregate.predictors.fusion.inputs import Asked, Examples, Inputs
+from foregate.predictors.fusion.inputs import Asked, Examples, Inputs, Rows
 from foregate.predictors.fusion.online import Online
 from foregate.predictors.memory.bank import Bank
 from foregate.traces.schema import Trace
@@ -39,6 +39,20 @@ def test_it_learns_what_bank_cannot_see() -> None:
     assert right > bank + 0.2
 
 
+def test_it_says_what_bank_says_where_nothing_better_was_learned() -> None:
+    """Noise to learn from."""
+    trace = make_trace(prompts=8, tokens=12, experts=16)
+    fusion = Fusion(width=16, token_size=4, buckets=50, epochs=2).fit(trace)
+    assert not fusion.out_.any()
+    assert not fusion.base_.any()
+    assert (fusion.trust_ == 1).all()
+    query = Replay(trace.take(slice(0, 12)), as_decode=True).query(0, 1)
+    bank = fusion.members_[0].predict(query)
+    found = fusion.predict(query)
+    best = [np.argsort(-scores, axis=1, kind="stable")[:, 0] for scores in (bank, found)]
+    np.testing.assert_array_equal(*best)
+
+
 def test_a_prompts_own_rows_have_no_vote_while_it_is_learned_from() -> None:
     """All prompts differ but for one, which is there once: what bank says of it must not be its own answers."""
     trace = make_trace(prompts=5, tokens=30, experts=16, k=1)
@@ -62,23 +76,34 @@ def test_a_lesson_says_what_the_query_will_say() -> None:
     trace = make_trace(prompts=4, tokens=15)
     inputs, bank = Inputs.of(trace.spec, 3), Bank(horizon=3).fit(trace)
     examples = Examples.of(trace, inputs, bank, seed=0)
-    for target, distance, rows in examples.lessons(7, 0)[:12]:
-        table, numbers, token, answers = examples.lesson(target, distance, rows)
-        for place, row in enumerate(rows.tolist()):
-            start = int(examples.start[row])
-            length = int((trace.sequence == trace.sequence[row]).sum())
-            replay = Replay(trace.take(slice(start, start + length)), as_decode=True)
-            query = replay.query(target - distance, target, slice(row - start, row - start + 1))
-            asked = Asked.of(query)
-            found = np.zeros(inputs.rows(target), dtype=np.float32)
-            for at, worth in zip(*(a[0] for a in asked.sets(inputs)), strict=True):
-                if at >= 0:
-                    found[at] += worth
-            np.testing.assert_allclose(found, table[place], rtol=1e-5)
-            mine = asked.numbers(inputs, bank.predict(query), bank.window)[0]
-            np.testing.assert_allclose(mine, numbers[place], rtol=2e-3, atol=2e-3)
-            assert token[place] == trace.token_id[row]
-            assert set(np.flatnonzero(answers[place])) == set(trace.experts[row, target].tolist())
+    asked_from = set()
+    for rows in examples.lessons(7, 0):
+        lesson = examples.lesson(rows)
+        for target, distance, which, numbers, own, answers in lesson.questions:
+            asked_from.add((target, distance))
+            for place, n in enumerate(which.tolist()):
+                row, known = int(rows[n]), (target - distance + 1) * trace.spec.top_k
+                start = int(examples.start[row])
+                length = int((trace.sequence == trace.sequence[row]).sum())
+                replay = Replay(trace.take(slice(start, start + length)), as_decode=True)
+                query = replay.query(target - distance, target, slice(row - start, row - start + 1))
+                asked = Asked.of(query, 3)
+                sets, before = asked.sets(), asked.before()
+                one = np.array([n])
+                same(sets, Rows(lesson.sets.place[one, :known], lesson.sets.worth[one, :known]))
+                same(before, lesson.before.of_tokens(one))
+                same(sets.at(target, distance, before, inputs), own.of_tokens(np.array([place])))
+                np.testing.assert_array_equal(asked.tokens()[0], lesson.tokens[n])
+                mine = asked.numbers(target, bank.predict(query), bank.window)[0]
+                np.testing.assert_allclose(mine, numbers[place], rtol=2e-3, atol=2e-3)
+                assert set(np.flatnonzero(answers[place])) == set(trace.experts[row, target].tolist())
+    assert {(t, 1) for t in range(trace.spec.num_layers)} <= asked_from
+    assert {d for _, d in asked_from} == {1, 2, 3}
+
+
+def same(found: Rows, expected: Rows) -> None:
+    np.testing.assert_array_equal(found.place, expected.place)
+    np.testing.assert_allclose(np.where(found.place >= 0, found.worth - expected.worth, 0), 0, atol=1e-5)
 
 
 def test_tokens_that_were_never_trained_on_are_one() -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import make_trace
 
+from foregate.components import build
 from foregate.errors import ChoiceError
 from foregate.evaluation import Measure
 from foregate.predictors import PREDICTORS
-from foregate.predictors.storage import save
+from foregate.predictors.storage import load, save
 from foregate.splits import split
 from foregate.traces.schema import Trace
 
@@ -119,6 +121,38 @@ def test_a_fitted_predictor_is_kept_with_its_seconds(
     _, seconds = keeper(PREDICTORS["tokens"](), fold)
     assert keeper(PREDICTORS["tokens"](), fold)[1] == seconds
     assert keeper.place(PREDICTORS["tokens"](smoothing=2.0), fold) != keeper.place(PREDICTORS["tokens"](), fold)
+
+
+def test_online_is_fitted_over_the_fusion_that_was_kept(
+    recipes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    fold = next(split(make_trace(prompts=20), "prompt"))
+    keeper = recipes["leaderboard_kept"].Keeper(tmp_path)
+    monkeypatch.setattr(recipes["leaderboard_kept"], "KEPT", 0.0)
+    fusion = "fusion(epochs=1,width=16,token_size=4,buckets=50)"
+    first, seconds = keeper(build(PREDICTORS, fusion.replace("(", ":").replace(")", ""), horizon=2), fold)
+    monkeypatch.setattr(type(first), "fit", None)  # it is not fitted again
+    online, whole = keeper(build(PREDICTORS, f"online:members={fusion}", horizon=2), fold)
+    assert whole > seconds
+    np.testing.assert_array_equal(online.members_[0].out_, first.out_)
+    assert load(keeper.place(online, fold), fold.train.spec).members_[0].horizon == 2
+
+
+def test_online_is_begun_when_all_others_are_done(
+    run: Callable[..., int], recipes: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def examined(task: Any) -> tuple[Any, float, str]:
+        done.append(task.component)
+        return task, 1.0, "not now"
+
+    monkeypatch.setattr(recipes["leaderboard"], "LATE", (FEW[0],))
+    monkeypatch.setattr(recipes["leaderboard"], "examine", examined)
+    run("--only", "one")
+    assert sorted(done) == sorted(FEW)
+    assert done[-1] == FEW[0]
 
 
 def test_a_predictor_fitted_elsewhere_can_be_placed(run: Callable[..., int], tmp_path: Path) -> None:

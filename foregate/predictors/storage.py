@@ -6,6 +6,7 @@ A predictor that holds others (`members_`, a tuple) holds their files as arrays 
 import io
 import json
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def _restored(arrays: dict[str, Any], header: dict[str, Any], name: str) -> Pred
             vars(predictor).setdefault(learned, {})[inner] = array
         else:
             setattr(predictor, learned, array)
+    learned_here = [f.name for f in fields(predictor) if f.name.endswith("_")]  # type: ignore[arg-type]
+    absent = [name for name in learned_here if name not in vars(predictor)]
+    if absent:
+        raise ValueError(f"it lacks {absent[0]}, which this version of {header['predictor']} learns")
     return predictor
 
 

@@ -1,4 +1,4 @@
-"""The registry's best guess from ids alone: `bank`'s vote, corrected by a small network per target layer."""
+"""The registry's best guess from ids alone: `bank`'s vote, corrected by a network that all layers share in part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from foregate.history import Query
 from foregate.predictors.base import Need, Predictor
 from foregate.predictors.chances import drawn
 from foregate.predictors.counting import everywhere, layer_frequency
-from foregate.predictors.fusion.inputs import Asked, Examples, Inputs
+from foregate.predictors.fusion.inputs import TOKENS, Asked, Examples, Inputs
 from foregate.predictors.fusion.training import Recipe, train
 from foregate.predictors.graph import Graph, draw_out
 from foregate.predictors.memory.bank import Bank
@@ -26,20 +26,24 @@ from foregate.traces.schema import Trace
 @final
 @dataclass
 class Fusion(Predictor):
-    """One hidden layer per target, over what a runtime knows before the target runs: this token's routed sets so far,
-    the previous token's set at the target, the mean of the sequence's latest sets there, the token itself (embedded),
-    the distance, and what `bank` says. Its answer is a correction of bank's:
+    """A token has a state, to which it and the token before add what their ids and routed sets say; each target reads
+    the state of the moment into a hidden layer of its own, together with what is the target's alone (the set of the
+    layer before it, the one that the token before had there, the mean of the sequence's latest sets there, what `bank`
+    says, the distance):
 
-        log score = trust * log bank + out @ relu(inputs) + base
+        state     = words(token, token before) + sets(routed so far) + before(all sets of the token before)
+        log score = trust * log bank + out @ relu(reads @ state + numbers + own + bias) + base
 
-    which `chances.drawn` makes into shares of the routed set. While it trains, bank answers for a token without that
-    token's own prompt. Afterwards each (distance, layer) gets its temperature from the prompts that judged. It answers
-    before the first layer is routed, too; farther ahead than `horizon`, layer frequency does.
+    which `chances.drawn` makes into shares of the routed set. What adds to the state is learned from all targets, the
+    rest from one. While it trains, bank answers for a token without that token's own prompt. Where no epoch does better
+    than bank alone on the prompts that judge, it says what bank says. Each (distance, layer) gets a temperature from
+    those prompts. It answers before the first layer is routed, too; farther ahead than `horizon`, layer frequency does.
 
-    width        of the hidden layers
+    width        of the state and of the hidden layers
     token_size   of a token's embedding
     buckets      tokens with the same id modulo this share an embedding; those never trained on share one too
-    dropout, learning_rate, weight_decay, batch, epochs, seed
+    dropout, learning_rate, weight_decay, epochs, seed
+    batch        tokens that are learned from at once; fewer where an epoch would have less than 32 such lessons
     horizon      the largest distance it learns; half of its lessons are one layer ahead
     window, neighbours  of `bank`
     threads      CPU threads that fit; with one, a seed gives the same weights however many there are
@@ -64,8 +68,12 @@ class Fusion(Predictor):
     members_: tuple[Bank, ...] = field(init=False, repr=False)
     known_: Bool = field(init=False, repr=False)  # [buckets] whether a token of it was trained on
     tokens_: Float32 = field(init=False, repr=False)  # [buckets + 1, S], the last for unknown ones
-    sets_: dict[str, Float32] = field(init=False, repr=False)  # per target [rows of Inputs.sets, H]
-    numbers_: Float32 = field(init=False, repr=False)  # [L, columns of Inputs.numbers + S, H]
+    words_: Float32 = field(init=False, repr=False)  # [TOKENS * S, D]
+    sets_: Float32 = field(init=False, repr=False)  # [L * E, D], as Rows of all layers say
+    before_: Float32 = field(init=False, repr=False)  # [L * E, D]
+    reads_: Float32 = field(init=False, repr=False)  # [L, D, H]
+    numbers_: Float32 = field(init=False, repr=False)  # [L, columns of Inputs.numbers, H]
+    own_: Float32 = field(init=False, repr=False)  # [L, rows of Inputs.own, H]
     bias_: Float32 = field(init=False, repr=False)  # [L, H]
     out_: Float32 = field(init=False, repr=False)  # [L, H, E]
     base_: Float32 = field(init=False, repr=False)  # [L, E]
@@ -99,71 +107,92 @@ class Fusion(Predictor):
             held = held_out(trace, self.seed)
             examples = Examples.of(trace, inputs, bank, seed=self.seed, inside=True)
             learned, judged = examples.only(~held), examples.only(held)
-        if not learned.lessons(len(trace), 0) or not judged.lessons(len(trace), 0):
+        if not len(learned.tokens) or not len(judged.tokens):
             raise TraceError(f"{len(trace)} training tokens are too few to train on some and judge by others")
         state = train(self._recipe(), learned, judged, self._rows, told=self.on_epoch, session=self.session)
-        self.tokens_, self.sets_ = state.tokens, state.sets
+        self.tokens_, self.words_, self.sets_, self.before_ = state.tokens, state.words, state.sets, state.before
         self.tokens_[:-1][~self.known_] = 0  # never looked at; zeros take no room in a file
-        self.numbers_, self.bias_, self.out_ = state.numbers, state.bias, state.out
-        self.base_, self.trust_, self.sharpness_ = state.base, state.trust, state.sharpness
+        self.reads_, self.numbers_, self.own_, self.bias_ = state.reads, state.numbers, state.own, state.bias
+        self.out_, self.base_, self.trust_, self.sharpness_ = state.out, state.base, state.trust, state.sharpness
         return self
 
     def predict(self, query: Query) -> Float32:
         given = self.features(query)
         if given is None:
             return np.repeat(self.frequency_[query.target][None], query.rows, axis=0)
-        target, plain = query.target, given["numbers"]
-        state = self.numbers_in(given, target)
-        state += self.bias_[target]
-        _gather(given["rows"], given["worth"], self.sets_[str(target)], state)
-        np.maximum(state, 0, out=state)
-        logits = state @ self.out_[target] + self.base_[target]
-        logits += self.trust_[target] * plain[:, Inputs.of(query.spec, self.horizon).log_vote]
+        target = query.target
+        hidden = self.hidden_in(given) + self.bias_[target]
+        np.maximum(hidden, 0, out=hidden)
+        logits = hidden @ self.out_[target] + self.logits_in(given)
         return drawn(logits * self.sharpness_[query.distance - 1, target], query.spec.top_k)
 
     def features(self, query: Query) -> dict[str, Any] | None:
-        """numbers [N, columns] with bank's vote, rows and worth [N, I] (see Asked), token [N] the row of its embedding,
-        target, distance; None beyond the horizon.
+        """numbers [N, columns] with bank's vote; sets [N, I], before, own and what their rows are worth (see Rows);
+        token [N, TOKENS] the rows of their embeddings; target, distance. None beyond the horizon.
         """
         if query.distance > self.horizon:
             return None
-        inputs, asked = Inputs.of(query.spec, self.horizon), Asked.of(query)
-        rows, worth = asked.sets(inputs)
+        asked = Asked.of(query, self.horizon)
+        sets, before = asked.sets(), asked.before()
+        own = sets.at(query.target, query.distance, before, asked.inputs)
         return {
-            "numbers": asked.numbers(inputs, self.members_[0].predict(query), self.window),
-            "rows": rows,
-            "worth": worth,
-            "token": self._rows(query.token_id),
+            "numbers": asked.numbers(query.target, self.members_[0].predict(query), self.window),
+            "sets": sets.place,
+            "sets_worth": sets.worth,
+            "before": before.place,
+            "before_worth": before.worth,
+            "own": own.place,
+            "own_worth": own.worth,
+            "token": self._rows(asked.tokens()),
             "target": np.array(query.target),
             "distance": np.array(query.distance),
         }
 
-    def numbers_in(self, given: Mapping[str, Any], target: int) -> Float32:
-        """[N, H] what numbers and token embedding of `features` give the hidden layer of a target."""
-        found: Float32 = (
-            np.concatenate([given["numbers"], self.tokens_[given["token"]]], axis=1) @ self.numbers_[target]
-        )
+    def hidden_in(self, given: Mapping[str, Any]) -> Float32:
+        """[N, H] what `features` give the hidden layer of their target, without its bias."""
+        target = int(given["target"])
+        state = self.tokens_[given["token"]].reshape(-1, len(self.words_)) @ self.words_
+        _gather(given["sets"], given["sets_worth"], self.sets_, state)
+        _gather(given["before"], given["before_worth"], self.before_, state)
+        found: Float32 = state @ self.reads_[target]
+        found += given["numbers"] @ self.numbers_[target]
+        _gather(given["own"], given["own_worth"], self.own_[target], found)
+        return found
+
+    def logits_in(self, given: Mapping[str, Any]) -> Float32:
+        """[N, E] what `features` give the logits directly: bank's vote, and the base."""
+        target, E = int(given["target"]), self.base_.shape[1]
+        vote = given["numbers"][:, 2 * E :]
+        found: Float32 = self.base_[target] + self.trust_[target] * vote
         return found
 
     def graph(self, spec: MoESpec) -> Graph:
-        """What `predict` does after bank has voted, as a graph. The targets' tables stand one after the other."""
+        """What `predict` does after bank has voted, as a graph."""
         graph, inputs = Graph(), Inputs.of(spec, self.horizon)
         constant = graph.constant
         known = graph.input("numbers", np.float32, "N", inputs.columns)
-        rows, worth = graph.input("rows", np.int64, "N", "I"), graph.input("worth", np.float32, "N", "I")
-        token = graph.input("token", np.int64, "N")
+        places = {name: graph.input(name, np.int64, "N", f"rows of {name}") for name in ("sets", "before", "own")}
+        worths = {name: graph.input(f"{name}_worth", np.float32, "N", f"rows of {name}") for name in places}
+        token = graph.input("token", np.int64, "N", TOKENS)
         target, distance = graph.input("target", np.int64), graph.input("distance", np.int64)
-        tables = [self.sets_[str(layer)] for layer in range(spec.num_layers)]
-        starts = np.cumsum([0, *map(len, tables[:-1])])
-        absent = graph("Less", rows, constant(np.int64(0)))
-        place = graph("Add", graph("Where", absent, constant(np.int64(0)), rows), graph.row(starts, target))
-        sets = graph("Gather", constant(np.concatenate(tables)), place)
-        weight = graph("Unsqueeze", graph("Where", absent, constant(np.float32(0)), worth), constant(np.array([2])))
-        told = graph("ReduceSum", graph("Mul", sets, weight), constant(np.array([1])), keepdims=0)
-        plain = graph("Concat", known, graph("Gather", constant(self.tokens_), token), axis=1)
-        state = graph("Add", graph("MatMul", plain, graph.row(self.numbers_, target)), graph.row(self.bias_, target))
-        state = graph("Relu", graph("Add", state, told))
-        logits = graph("Add", graph("MatMul", state, graph.row(self.out_, target)), graph.row(self.base_, target))
+
+        def told(name: str, table: str) -> str:
+            """What rows of a table add up to."""
+            absent = graph("Less", places[name], constant(np.int64(0)))
+            rows = graph("Gather", table, graph("Where", absent, constant(np.int64(0)), places[name]))
+            worth = graph("Where", absent, constant(np.float32(0)), worths[name])
+            worth = graph("Unsqueeze", worth, constant(np.array([2])))
+            return graph("ReduceSum", graph("Mul", rows, worth), constant(np.array([1])), keepdims=0)
+
+        words = graph("Flatten", graph("Gather", constant(self.tokens_), token))
+        state = graph("MatMul", words, constant(self.words_))
+        state = graph("Add", state, told("sets", constant(self.sets_)))
+        state = graph("Add", state, told("before", constant(self.before_)))
+        hidden = graph("MatMul", state, graph.row(self.reads_, target))
+        hidden = graph("Add", hidden, graph("MatMul", known, graph.row(self.numbers_, target)))
+        hidden = graph("Add", hidden, told("own", graph.row(self.own_, target)))
+        hidden = graph("Relu", graph("Add", hidden, graph.row(self.bias_, target)))
+        logits = graph("Add", graph("MatMul", hidden, graph.row(self.out_, target)), graph.row(self.base_, target))
         vote = graph("Gather", known, constant(np.arange(inputs.columns)[inputs.log_vote]), axis=1)
         logits = graph("Add", logits, graph("Mul", vote, graph.row(self.trust_, target)))
         ahead = graph("Sub", distance, constant(np.int64(1)))
@@ -175,8 +204,8 @@ class Fusion(Predictor):
         return everywhere(query) if query.distance <= self.horizon else ~everywhere(query)
 
     def _rows(self, token_id: Int) -> Int64:
-        """[N] the row of each token's embedding."""
-        rows: Int64 = _places(token_id, self.known_)
+        """The row of each token's embedding, in the shape of the ids."""
+        rows: Int64 = _embedded(token_id.ravel(), self.known_).reshape(token_id.shape)
         return rows
 
     def _recipe(self) -> Recipe:
@@ -213,7 +242,7 @@ def add_rows(rows: Int64, worth: Float32, table: Float32, total: Float32) -> Non
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _places(token_id: Int, known: Bool) -> Int64:
+def _embedded(token_id: Int, known: Bool) -> Int64:
     """[N] each token's bucket, or the row after the last one where it is unknown or was never trained on."""
     found = np.full(len(token_id), len(known), dtype=np.int64)
     for n in range(len(token_id)):

@@ -1,6 +1,6 @@
 """`fusion` that goes on learning while a sequence runs, from what its routers have chosen so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self, final
 
@@ -18,21 +18,23 @@ from foregate.predictors.fusion.fusion import Fusion, add_rows
 from foregate.predictors.fusion.inputs import Inputs
 from foregate.predictors.mixing.members import completed, needs, unfitted
 from foregate.predictors.space import Choice, Range
+from foregate.spec import MoESpec
 from foregate.traces.schema import Trace
 
 KEPT = 4  # sequences whose learned weights are kept, for each target and distance
 SAMPLES = 4096  # validation rows that a temperature is taken from, at least
 Tables = tuple[Float32, Float32, Float32]
-"""What goes on learning of one target: rows of routed experts [R, H], bias [H], output map [H, E]."""
+"""What goes on learning of one target: rows that are added to what was fitted [R, H], bias [H], output map [H, E]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
     """Tokens as a target's network sees them.
 
-    fixed   [N, H] the part of the hidden layer that goes on as it was fitted
+    fixed   [N, H] the part of the hidden layer that stays as it was fitted
     logits  [N, E] the same of the output: bank's vote, and the base
-    rows, worth  [N, I] as `Asked.sets` gives them
+    rows, worth  [N, I] what is added to it: a row for each of the token's own sets, for the one that the token before
+            had at the target, and for the distance
     """
 
     fixed: Float32
@@ -45,13 +47,14 @@ class Lessons:
         """A query's rows, for a network of its target."""
         given = fusion.features(query)
         assert given is not None, "asked beyond the horizon"
-        target = query.target
-        vote = given["numbers"][:, Inputs.of(query.spec, fusion.horizon).log_vote]
+        E, k = query.spec.num_experts, query.spec.top_k
+        own = given["own"][:, k:]  # without the layer before the target, which is among the token's sets
+        own = np.where(own >= 0, own + (query.target - 1) * E, -1)
         return cls(
-            fusion.numbers_in(given, target),
-            fusion.base_[target] + fusion.trust_[target] * vote,
-            given["rows"],
-            given["worth"],
+            fusion.hidden_in(given),
+            fusion.logits_in(given),
+            np.concatenate([given["sets"], own], axis=1),
+            np.concatenate([given["sets_worth"], given["own_worth"][:, k:]], axis=1),
         )
 
     def since(self, first: int) -> "Lessons":
@@ -104,7 +107,7 @@ class Learned:
 class Online(Predictor):
     """`fusion` that goes on learning: after each token of a sequence, its networks take one step down the gradient of
     the surprise at what the target's router chose. What learns is the output map, and of the hidden layer the bias and
-    the rows of the experts that were routed to; the next sequence begins with the fitted weights again.
+    what the experts that were routed to add to it; the next sequence begins with the fitted weights again.
 
     Which tokens were learned from follows from how many there are and not from who asked before: those since the
     beginning of the window before the present one. So a score depends on the past alone, and learning anew costs two
@@ -147,11 +150,18 @@ class Online(Predictor):
         return needs(self.members, vars(self).get("members_", ()))
 
     def fit(self, trace: Trace, validation: Trace | None = None) -> Self:
-        members = unfitted(self.members, self.horizon, trace.spec)
+        return self.over(lambda fusion: fusion.fit(trace, validation), trace.spec, validation)
+
+    def over(self, fit: Callable[[Fusion], Fusion], spec: MoESpec, validation: Trace | None = None) -> Self:
+        """Fitted, by another way to fit its members, or to find fitted ones; those that are files stay as they are.
+        What is left after it is a temperature for each question, from validation prompts, or where there are none, the
+        members' own.
+        """
+        members = unfitted(self.members, self.horizon, spec)
         fusions = [member for member in members if isinstance(member, Fusion)]
         if len(fusions) < len(members):
             raise ChoiceError(f"online goes on where fusion ended; {self.members!r} holds another predictor")
-        self.members_ = completed(self.members, fusions, trace, validation)
+        self.members_ = completed(self.members, fusions, fit)
         self.kept = {}
         self.sharpness_ = np.mean([fusion.sharpness_[: self._reach] for fusion in self.members_], axis=0)
         if validation is not None:
@@ -159,7 +169,7 @@ class Online(Predictor):
             order = np.random.default_rng(self.seed).permutation(len(rows)).tolist()
             sequences = [validation.take(rows[which]) for which in order]
             for distance in range(1, self._reach + 1):
-                for target in range(distance - 1, trace.spec.num_layers):
+                for target in range(distance - 1, spec.num_layers):
                     self._judge(sequences, distance, target)
         return self
 
@@ -204,13 +214,15 @@ class Online(Predictor):
         if not query.rows:
             return found
         target, past, order = query.target, query.past, np.argsort(query.seen, kind="stable")
-        trained = (fusion.sets_[str(target)], fusion.bias_[target], fusion.out_[target])
+        trained = (fusion.bias_[target], fusion.out_[target])
         begins = np.maximum(query.seen // self.window - 1, 0) * self.window
         kept = self.kept.setdefault((which, query.distance, target), [])
         learned = next((one for one in kept if one.began(query)), None)
         if learned is None:
             begin = np.full(2, begins.min(), dtype=np.int64)
-            tables = (trained[0].copy(), trained[1].copy(), trained[2].copy())
+            inputs = Inputs.of(query.spec, fusion.horizon)
+            added = np.zeros(((target - 1) * inputs.experts + inputs.own, fusion.width), dtype=np.float32)
+            tables = (added, trained[0].copy(), trained[1].copy())
             learned = Learned(begin, past.token_id[:0], past.experts[:0, target], tables)
         else:
             kept.remove(learned)
@@ -277,7 +289,7 @@ def _walk(
     asking: Asking,
     taught: Taught,
     how: tuple[Int64, Int64, float, float],
-    weights: tuple[Tables, Tables, Int64],
+    weights: tuple[tuple[Float32, Float32], Tables, Int64],
     found: Float32,
 ) -> None:
     """Write the logits [N, E] of rows that saw `seen` tokens, learning from each token on the way.
@@ -285,7 +297,7 @@ def _walk(
     asking   seen [N], and the rows (see Lessons)
     taught   which token is the first, answers [M, k], and the tokens (see Lessons)
     how      the rows by `seen`, the token from which each learns, and the rates of output map and hidden layer
-    weights  as fitted, and as learned with their place (see Learned); these are written to
+    weights  bias and output map as fitted; what is learned, with its place (see Learned): these are written to
     """
     seen, fixed, logits, rows, worth = asking
     first, answers, old_fixed, old_logits, old_rows, old_worth = taught
@@ -295,7 +307,8 @@ def _walk(
     surprise = np.empty(found.shape[1], dtype=np.float32)
     for n in order:
         if begins[n] != place[0]:
-            tables[0][:], tables[1][:], tables[2][:] = trained
+            tables[0][:] = 0
+            tables[1][:], tables[2][:] = trained
             place[:] = begins[n]
         while place[1] < seen[n]:
             t = place[1] - first

@@ -3,7 +3,7 @@
 How their answers become one is for `ensemble`, `blend` and `calibrated` to say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -75,13 +75,14 @@ def unfitted(text: str, horizon: int, spec: MoESpec | None = None) -> tuple[Pred
 
 def fitted(text: str, horizon: int, trace: Trace, validation: Trace | None) -> tuple[Predictor, ...]:
     """The members that a text names, fitted; those that are files stay as they are."""
-    return completed(text, unfitted(text, horizon, trace.spec), trace, validation)
+    members = unfitted(text, horizon, trace.spec)
+    return completed(text, members, lambda predictor: predictor.fit(trace, validation))
 
 
-def completed(text: str, members: Sequence[P], trace: Trace, validation: Trace | None) -> tuple[P, ...]:
+def completed(text: str, members: Sequence[P], fit: Callable[[P], P]) -> tuple[P, ...]:
     """The members that `unfitted` made of a text, fitted but for the files."""
     return tuple(
-        predictor if is_file(member) else predictor.fit(trace, validation)
+        predictor if is_file(member) else fit(predictor)
         for member, predictor in zip(split_members(text), members, strict=True)
     )
 

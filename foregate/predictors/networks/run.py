@@ -52,7 +52,8 @@ def moved(batch: Any, device: Any) -> Any:
     if isinstance(batch, dict):
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(moved(value, device) for value in batch)
+        values = [moved(value, device) for value in batch]
+        return batch._make(values) if hasattr(batch, "_make") else type(batch)(values)
     if isinstance(batch, np.ndarray):
         batch = torch.from_numpy(batch)
     return batch.to(device) if isinstance(batch, torch.Tensor) else batch
