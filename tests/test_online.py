@@ -140,7 +140,7 @@ def test_the_gradient_is_the_slope_of_the_loss() -> None:
     )
     answers = np.argsort(rng.random((R, E)), axis=1)[:, :k].astype(np.int8)
     frequency = rng.dirichlet(np.ones(E), R).astype(np.float32)
-    rows = (frequency, rng.normal(size=(R, E)), answers, np.linspace(-0.5, 0.5, R))
+    rows = (frequency, rng.normal(size=(R, 2, E)), answers, np.linspace(-0.5, 0.5, R))
     theta = np.stack([START / 4, rng.normal(size=len(START)) / 10])
     gradient, ignored = np.zeros_like(theta), np.zeros_like(theta)
     loss_and_gradient(candidates, rows, theta, gradient)

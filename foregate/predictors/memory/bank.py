@@ -16,7 +16,19 @@ from foregate.predictors.memory.bank_fit import learn
 from foregate.predictors.memory.candidates import WHOLE, gather, room
 from foregate.predictors.memory.likeness import EVEN, gates, shares, spread
 from foregate.predictors.memory.nearby import BITS, keys
-from foregate.predictors.memory.terms import BEFORE, MEAN, PRIOR, TINY, basis, distribution, log_lift, weigh
+from foregate.predictors.memory.terms import (
+    AGE,
+    BEFORE,
+    KEPT,
+    MEAN,
+    PRIOR,
+    TINY,
+    basis,
+    distribution,
+    log_lifts,
+    surroundings,
+    weigh,
+)
 from foregate.predictors.space import Choice, Range
 from foregate.traces.schema import Trace
 
@@ -43,7 +55,7 @@ class Bank(Predictor):
     horizon: int = 1
     seed: int = 0
     frequency_: Float32 = field(init=False, repr=False)
-    theta_: Float64 = field(init=False, repr=False)  # [horizon, 2, 19] at the middle layer, and by depth; see `terms`
+    theta_: Float64 = field(init=False, repr=False)  # [horizon, 2, 25] at the middle layer, and by depth; see `terms`
     experts_: Int = field(init=False, repr=False)  # [T, L, k]
     weights_: Float32 = field(init=False, repr=False)
     follows_: Bool = field(init=False, repr=False)  # [T] whether the row before is of the same sequence
@@ -88,7 +100,7 @@ class Bank(Predictor):
         start, slope = self.theta_[min(query.distance, self.horizon) - 1]
         theta = start + slope * (query.target / layers - 0.5)
         worth = (theta[: MEAN + 1] @ basis(query.layer)).astype(np.float32)
-        context = np.full(layers, theta[BEFORE] / layers, dtype=np.float32)
+        context = (theta[BEFORE:AGE] @ surroundings(query.target, layers)).astype(np.float32)
         weights = gates(query.past.weights)
         # A trace with weights and a bank without (or the other way round) meet as equal gates.
         both = len(self.weights_) > 0 and query.weights is not None
@@ -147,7 +159,7 @@ def _vote(
     now = np.zeros((experts.shape[1], E + 1), dtype=np.float32)
     before = np.zeros_like(now)
     part = np.zeros(experts.shape[2], dtype=np.float32)
-    counts, lift = np.zeros(E), np.zeros(E)
+    counts, lifts = np.zeros((2, E)), np.zeros((2, E))
     found = room(window, limits[0])
     row, follows, age, same = found
     exponent = np.empty(len(row))
@@ -173,8 +185,9 @@ def _vote(
         for c in range(count):
             if age[c] > 0:
                 _add((experts, weights), (row[c], target), np.exp(exponent[c] - best), part, votes)
-                _add((experts, weights[:0]), (row[c], target), 1.0, part, counts)
+                _add((experts, weights[:0]), (row[c], target), 1.0, part, counts[0])
+                _add((experts, weights[:0]), (row[c], target), KEPT ** age[c], part, counts[1])
             else:
                 _add(bank, (row[c], target), np.exp(exponent[c] - best), part, votes)
-        log_lift(counts, frequency, lift)
-        distribution(votes, lift, frequency, theta, scores[n])
+        log_lifts(counts, frequency, lifts)
+        distribution(votes, lifts, frequency, theta, scores[n])

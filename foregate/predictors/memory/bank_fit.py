@@ -13,13 +13,15 @@ from foregate.predictors.memory.terms import (
     AGE,
     BANK,
     BEFORE,
+    KEPT,
     MEAN,
     SAME,
     START,
     TERMS,
     basis,
-    log_lift,
+    log_lifts,
     loss_and_gradient,
+    surroundings,
 )
 
 STEPS = 200
@@ -36,7 +38,7 @@ def learn(
     limits: tuple[int, int, int],
     question: tuple[int, int],
 ) -> Float64:
-    """[2, 19] parameters for one distance: those of the middle layer, and how they change from the first to the last.
+    """[2, 25] parameters for one distance: those of the middle layer, and how they change from the first to the last.
 
     bank       experts and weights; the index (see `candidates.gather`)
     sequences  token_id [T], and the first row of each sequence
@@ -65,14 +67,15 @@ def learn(
         np.empty((size, experts.shape[2]), dtype=np.float32),
     )
     frequency = np.empty((len(token), num_experts), dtype=np.float32)
-    lift = np.empty((len(token), num_experts))
+    lifts = np.empty((len(token), 2, num_experts))
     bases = np.zeros((layers + 1, MEAN + 1, experts.shape[1]), dtype=np.float32)  # by how many layers are routed
     for layer in range(layers):
         bases[layer + 1, :, : layer + 1] = basis(layer)
+    around = np.stack([surroundings(layer, experts.shape[1]) for layer in range(experts.shape[1])])
     asked = (token, target, first, last)
     _others_frequency(experts, asked, frequency)
-    _examples(bank, (token_id, asked), (window, most, distance), (bases, frequency), (found, lift))
-    return _descend(found, (frequency, lift, experts[token, target], target / experts.shape[1] - 0.5))
+    _examples(bank, (token_id, asked), (window, most, distance), (bases, around, frequency), (found, lifts))
+    return _descend(found, (frequency, lifts, experts[token, target], target / experts.shape[1] - 0.5))
 
 
 def _descend(candidates: tuple[Int64, Float32, Int, Float32], rows: tuple[Float32, Float64, Int, Float64]) -> Float64:
@@ -117,22 +120,21 @@ def _examples(
     bank: Bank,
     samples: tuple[Int32, tuple[Int64, Int64, Int64, Int64]],
     limits: tuple[int, int, int],
-    tables: tuple[Float32, Float32],
+    tables: tuple[Float32, Float32, Float32],
     written: tuple[tuple[Int64, Float32, Int, Float32], Float64],
 ) -> None:
-    """Write the candidates of each sample, as `loss_and_gradient` takes them, and the log lift [R, E]; tables hold
-    `terms.basis` by routed layers and the frequency [R, E].
+    """Write the candidates of each sample, as `loss_and_gradient` takes them, and the log lifts [R, 2, E]; tables hold
+    `terms.basis` by routed layers, `terms.surroundings` by target and the frequency [R, E].
     """
     (experts, weights), index = bank
     token_id, (token, target, first, last) = samples
     window, most, distance = limits
-    bases, frequency = tables
-    (starts, terms, voted, parts), lift = written
+    bases, around, frequency = tables
+    (starts, terms, voted, parts), lifts = written
     L, E = experts.shape[1], frequency.shape[1]
     now, before = np.zeros((L, E + 1), dtype=np.float32), np.zeros((L, E + 1), dtype=np.float32)
-    everywhere = np.full(L, np.float32(1 / L))
     part = np.zeros(experts.shape[2], dtype=np.float32)
-    counts = np.zeros(E)
+    counts = np.zeros((2, E))
     candidates = room(window, most)
     row, follows, age, same = candidates
     place = 0
@@ -153,12 +155,14 @@ def _examples(
             for term in range(MEAN + 1):
                 terms[place, term] = likeness(now, experts, weights, other, bases[routed, term, :routed])
             if follows[c]:
-                terms[place, BEFORE] = likeness(before, experts, weights, other - 1, everywhere)
+                for term in range(around.shape[1]):
+                    terms[place, BEFORE + term] = likeness(before, experts, weights, other - 1, around[target[r], term])
             if age[c] > 0:
                 terms[place, AGE] = -np.log(age[c])
                 for slot in range(len(part)):
                     if part[slot] > 0:
-                        counts[experts[other, target[r], slot]] += np.float32(1 / len(part))
+                        counts[0, experts[other, target[r], slot]] += 1 / len(part)
+                        counts[1, experts[other, target[r], slot]] += KEPT ** age[c] / len(part)
             else:
                 terms[place, BANK] = 1
             for tokens in range(same[c]):
@@ -166,4 +170,4 @@ def _examples(
             voted[place], parts[place] = experts[other, target[r]], part
             place += 1
         starts[r + 1] = place
-        log_lift(counts, frequency[r], lift[r])
+        log_lifts(counts, frequency[r], lifts[r])

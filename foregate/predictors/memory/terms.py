@@ -5,14 +5,16 @@ A candidate's vote counts exp(sum over terms of theta * term), an overlap being 
 
     0..7     overlaps of the routed layers, added up 1, 1, 1, 1, 2, 3, 7 layers a term from the last one back, then all
     MEAN     4 * mean overlap over the routed layers
-    BEFORE   mean overlap of the two tokens before, over all layers
+    BEFORE   mean overlap of the two tokens before, over all layers; then BEFORE + 1 to + 5: their overlaps in the
+             target layer, the 2 after it, the 2 before it, the 4 after those and the 4 before those
     AGE      -log(tokens ago), in this sequence
     BANK     1 for a training token
     SAME     1 where it is the same token; then SAME + 1, SAME + 2: and the one, the two before it
 
 With v = (votes + exp(PRIOR) * frequency) / total, an expert's score is softmax(POWER * log v + FREQUENCY * log
-frequency + COUNTS * log(lift)), where lift is how much oftener than `frequency` the sequence's latest tokens used it.
-Where training prompts are few, the last two come out below zero: a vote for an expert that everybody uses says less.
+frequency + COUNTS * log(lift) + LATELY * log(lift of late)), where lift is how much oftener than `frequency` the
+sequence's latest tokens used it, and that of late forgets half of it in 20 tokens. Where training prompts are few,
+FREQUENCY and COUNTS come out below zero: a vote for an expert that everybody uses says less.
 """
 
 import numpy as np
@@ -22,13 +24,19 @@ from foregate.arrays import Float32, Float64, Int, Int64
 from foregate.predictors.memory.likeness import likeness
 
 EDGES = (0, 1, 2, 3, 4, 6, 9, 16)  # layers back at which a term begins
-MEAN, BEFORE, AGE, BANK, SAME = 8, 9, 10, 11, 12
-TERMS = 15
-PRIOR, POWER, FREQUENCY, COUNTS = 15, 16, 17, 18
-START = np.array([2, 1.5, 1, 0.6, 0.2, 0.1, 0, 0, 0.5, 2.5, 0.3, -2.5, 0.5, 0.5, 0.5, 3, 0.8, 0, 0])
+AROUND = ((0, 0), (1, 2), (-2, -1), (3, 6), (-6, -3))  # layers from the target's on, first and last of each term
+MEAN, BEFORE, AGE, BANK, SAME = 8, 9, 15, 16, 17
+TERMS = 20
+PRIOR, POWER, FREQUENCY, COUNTS, LATELY = 20, 21, 22, 23, 24
+START = np.zeros(25)
+START[:MEAN] = 2, 1.5, 1, 0.6, 0.2, 0.1, 0, 0
+START[MEAN], START[BEFORE], START[AGE], START[BANK] = 0.5, 2.5, 0.3, -2.5
+START[SAME:TERMS] = 0.5
+START[PRIOR], START[POWER] = 3, 0.8
 """Where fitting starts."""
 TINY = 1e-30  # keeps every expert's vote above zero
-SMOOTH = 4.0  # pseudo-tokens of `frequency` in the lift
+SMOOTH = np.array([4.0, 1.0])  # pseudo-tokens of `frequency` in the lift, and in that of late
+KEPT = 0.5 ** (1 / 20)  # what a token later is left of a count of late
 
 
 def basis(layer: int) -> Float32:
@@ -37,6 +45,15 @@ def basis(layer: int) -> Float32:
     rows = np.zeros((MEAN + 1, layer + 1), dtype=np.float32)
     rows[np.searchsorted(EDGES, back, side="right") - 1, np.arange(layer + 1)] = 1
     rows[MEAN] = 4 / max(layer + 1, 1)
+    return rows
+
+
+def surroundings(target: int, layers: int) -> Float32:
+    """[6, layers] which layers the terms of the token before add up: all, then those around the target."""
+    rows = np.full((len(AROUND) + 1, layers), 1 / layers, dtype=np.float32)
+    away = np.arange(layers) - target
+    for row, (first, last) in enumerate(AROUND, start=1):
+        rows[row] = (first <= away) & (away <= last)
     return rows
 
 
@@ -70,11 +87,12 @@ def weigh(
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def distribution(votes: Float64, lift: Float64, frequency: Float32, theta: Float64, into: Float32) -> None:
-    """Write the scores [E]: votes hold exp(PRIOR) * frequency already, and any common factor."""
+def distribution(votes: Float64, lifts: Float64, frequency: Float32, theta: Float64, into: Float32) -> None:
+    """Write the scores [E]: votes hold exp(PRIOR) * frequency already, and any common factor; lifts are [2, E]."""
     best = -np.inf
     for e in range(len(votes)):
-        score = theta[POWER] * np.log(votes[e]) + theta[FREQUENCY] * np.log(frequency[e]) + theta[COUNTS] * lift[e]
+        score = theta[POWER] * np.log(votes[e]) + theta[FREQUENCY] * np.log(frequency[e])
+        score += theta[COUNTS] * lifts[0, e] + theta[LATELY] * lifts[1, e]
         into[e] = score
         best = max(best, score)
     total = 0.0
@@ -85,11 +103,12 @@ def distribution(votes: Float64, lift: Float64, frequency: Float32, theta: Float
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def log_lift(counts: Float64, frequency: Float32, into: Float64) -> None:
-    """Write log((counts + SMOOTH * frequency) / (total + SMOOTH) / frequency) [E]."""
-    total = counts.sum() + SMOOTH
-    for e in range(len(counts)):
-        into[e] = np.log((counts[e] + SMOOTH * frequency[e]) / total / frequency[e])
+def log_lifts(counts: Float64, frequency: Float32, into: Float64) -> None:
+    """Write log((counts + SMOOTH * frequency) / (total + SMOOTH) / frequency) of both counts [2, E]."""
+    for which in range(2):
+        total = counts[which].sum() + SMOOTH[which]
+        for e in range(counts.shape[1]):
+            into[which, e] = np.log((counts[which, e] + SMOOTH[which] * frequency[e]) / total / frequency[e])
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -99,14 +118,14 @@ def loss_and_gradient(
     both: Float64,
     gradients: Float64,
 ) -> float:
-    """Mean cross entropy of the routed sets in nats; writes its gradient by both [2, 19]. A row's theta is
+    """Mean cross entropy of the routed sets in nats; writes its gradient by both [2, 25]. A row's theta is
     both[0] + depth * both[1].
 
     candidates  starts [R + 1], terms [C, TERMS], experts [C, k] and shares [C, k] of their votes
-    rows        frequency [R, E], log lift [R, E], answers [R, k], depth [R]
+    rows        frequency [R, E], log lifts [R, 2, E], answers [R, k], depth [R]
     """
     starts, terms, experts, parts = candidates
-    frequency, lift, answers, depth = rows
+    frequency, lifts, answers, depth = rows
     E = frequency.shape[1]
     votes, pull, gradient = np.zeros(E), np.zeros(E), np.zeros(both.shape[1])
     scores = np.zeros(E, dtype=np.float32)
@@ -118,13 +137,14 @@ def loss_and_gradient(
         cast = (terms[span], experts[span], parts[span])
         worth = np.empty(starts[r + 1] - starts[r])
         own = _count(cast, frequency[r], theta, worth, votes)
-        distribution(votes, lift[r], frequency[r], theta, scores)
+        distribution(votes, lifts[r], frequency[r], theta, scores)
         loss += _surprise(scores, answers[r], pull)
         gradient[:] = 0
         for e in range(E):
             gradient[POWER] += pull[e] * np.log(votes[e])
             gradient[FREQUENCY] += pull[e] * np.log(frequency[r, e])
-            gradient[COUNTS] += pull[e] * lift[r, e]
+            gradient[COUNTS] += pull[e] * lifts[r, 0, e]
+            gradient[LATELY] += pull[e] * lifts[r, 1, e]
             pull[e] *= theta[POWER] / votes[e]  # from here on by the votes
             gradient[PRIOR] += pull[e] * own * frequency[r, e]
         _trace_back(cast, worth, pull, gradient)
