@@ -17,8 +17,8 @@ from foregate.traces.schema import Trace
 
 
 def planted(seed: int = 0, prompts: int = 24, tokens: int = 60) -> Trace:
-    """The last layer's expert is what the first layer's and the previous token's there add up to: no likeness to any
-    one earlier token says so, and layer 1 in between is noise.
+    """The last layer's expert is what the first layer's and the previous token's there add up to: an earlier token says
+    so only if it agrees in both, and layer 1 in between is noise.
     """
     trace = make_trace(prompts=prompts, tokens=tokens, layers=3, experts=6, k=1, seed=seed)
     rng = np.random.default_rng(seed)
@@ -129,12 +129,12 @@ def swapped(trace: Trace) -> Trace:
 
 
 def test_online_learns_what_is_true_of_one_sequence_only() -> None:
-    trace, asked = planted(), swapped(planted(seed=1, prompts=2, tokens=300))
+    trace, asked = planted(), swapped(planted(seed=1, prompts=2, tokens=600))
     members = "fusion(width=128,token_size=8,buckets=64,batch=64,epochs=30,dropout=0.0)"
     online = Online(members, rate=0.1, inner=0.1).fit(trace.take_prompts(range(18)), trace.take_prompts(range(18, 24)))
     right = evaluate(online, asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
     fusion = evaluate(online.members_[0], asked, distance=1, budgets=(1,), as_decode=True).mean("recall@1")[2]
-    assert right > fusion + 0.15
+    assert right > fusion + 0.1
 
 
 def test_what_online_learned_is_the_same_whoever_was_asked_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
