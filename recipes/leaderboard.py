@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -50,8 +50,8 @@ COST = {
     "augmented": 60.0,
 }
 """What predictors take beside a counting one, roughly: the order of work and the time left follow from it."""
-LATE = ("online",)
-"""Begun when all others are done: it goes on from the `fusion` that was kept."""
+AFTER = {"online": "fusion"}
+"""Begun when the other is done on the same trace: it goes on from the one that was kept."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,13 @@ class Task:
     asked: bool
 
     @property
-    def late(self) -> bool:
-        """Whether it is begun when all others are done."""
-        return self.component.partition(":")[0] in LATE
+    def name(self) -> str:
+        """The predictor's, without its options."""
+        return self.component.partition(":")[0]
+
+    def goes_on_from(self, other: "Task") -> bool:
+        """Whether it is to begin when the other is done."""
+        return self.subject == other.subject and AFTER.get(self.name) == other.name
 
     @property
     def missing(self) -> bool:
@@ -162,7 +166,7 @@ def _gathered(subject: Subject, data: Path, path: Path) -> bool:
 
 def complete(tasks: Sequence[Task], jobs: int) -> dict[Task, str]:
     """Do what has no result yet, the longest first; returns what failed, and why."""
-    todo = sorted((t for t in tasks if t.missing), key=lambda t: (t.late, -t.expected))
+    todo = sorted((t for t in tasks if t.missing), key=lambda t: -t.expected)
     failed: dict[Task, str] = {}
     print(f"{len(tasks) - len(todo)} of {len(tasks)} results are there", flush=True)
     began, done, whole = time.monotonic(), 0.0, sum(t.expected for t in todo)
@@ -177,19 +181,32 @@ def complete(tasks: Sequence[Task], jobs: int) -> dict[Task, str]:
 
 
 def _worked_off(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, float, str]]:
-    if jobs == 1 or len(tasks) < 2:
-        yield from map(examine, tasks)
+    """Do all in their order, but for those that go on from another; gives what `examine` says of each."""
+    todo = list(tasks)
+    if jobs == 1 or len(todo) < 2:
+        while (task := _next(todo, ())) is not None:
+            yield examine(task)
         return
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # what the new processes start with: one core each
+    running: dict[Future[tuple[Task, float, str]], Task] = {}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        try:
-            for late in (False, True):
-                for future in as_completed([pool.submit(examine, task) for task in tasks if task.late == late]):
-                    yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        while todo or running:
+            while len(running) < jobs and (task := _next(todo, running.values())) is not None:
+                running[pool.submit(examine, task)] = task
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                yield future.result()
+
+
+def _next(todo: list[Task], running: Iterable[Task]) -> Task | None:
+    """Take out the first that need not wait for another; None if all must."""
+    undone = (*todo, *running)
+    for task in todo:
+        if not any(task.goes_on_from(other) for other in undone):
+            todo.remove(task)
+            return task
+    return None
 
 
 def examine(task: Task) -> tuple[Task, float, str]:

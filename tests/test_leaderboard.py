@@ -139,20 +139,32 @@ def test_online_is_fitted_over_the_fusion_that_was_kept(
     assert load(keeper.place(online, fold), fold.train.spec).members_[0].horizon == 2
 
 
-def test_online_is_begun_when_all_others_are_done(
+def test_online_is_begun_when_its_fusion_is_done(
     run: Callable[..., int], recipes: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Here the first of the line goes on from the last."""
     done: list[str] = []
 
     def examined(task: Any) -> tuple[Any, float, str]:
         done.append(task.component)
         return task, 1.0, "not now"
 
-    monkeypatch.setattr(recipes["leaderboard"], "LATE", (FEW[0],))
     monkeypatch.setattr(recipes["leaderboard"], "examine", examined)
     run("--only", "one")
-    assert sorted(done) == sorted(FEW)
-    assert done[-1] == FEW[0]
+    first, *between, last = done
+    done.clear()
+    monkeypatch.setattr(recipes["leaderboard"], "AFTER", {first: last})
+    run("--only", "one")
+    assert done == [*between, last, first]
+
+
+def test_side_by_side_it_also_waits(
+    run: Callable[..., int], recipes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes["leaderboard"], "AFTER", dict.fromkeys(FEW[:2], FEW[2]))
+    assert run("--only", "one", "--jobs", 2) == 0
+    written = sorted(results(tmp_path).items(), key=lambda item: item[1])
+    assert written[0][0].name.startswith(FEW[2])
 
 
 def test_a_predictor_fitted_elsewhere_can_be_placed(run: Callable[..., int], tmp_path: Path) -> None:

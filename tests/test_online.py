@@ -15,7 +15,7 @@ from foregate.history import Past, Query, Replay
 from foregate.predictors import PREDICTORS
 from foregate.predictors.counting import Cooccur, Repeat
 from foregate.predictors.memory.nearby import key_of, keys, nearby, shared
-from foregate.predictors.memory.terms import START, TERMS, loss_and_gradient
+from foregate.predictors.memory.terms import START, TERMS, loss_and_gradient, surroundings
 from foregate.predictors.speculation import SPECULATION_MODES, speculator
 from foregate.predictors.storage import save
 from foregate.spec import MoESpec
@@ -124,7 +124,14 @@ def test_a_large_bank_is_asked_by_token() -> None:
 def test_the_bank_learns_the_same_twice() -> None:
     trace = make_trace()
     one, two = (build(PREDICTORS, "bank:samples=50").fit(trace) for _ in range(2))
-    np.testing.assert_array_equal(vars(one)["theta_"], vars(two)["theta_"])
+    np.testing.assert_array_equal(vars(one)["terms_"], vars(two)["terms_"])
+
+
+def test_layers_around_a_target_by_hand() -> None:
+    rows = surroundings(2, 10)
+    np.testing.assert_allclose(rows[0], 0.1)
+    layers = [np.flatnonzero(row).tolist() for row in rows[1:]]
+    assert layers == [[2], [3, 4], [0, 1], [5, 6, 7, 8], []]
 
 
 def test_the_gradient_is_the_slope_of_the_loss() -> None:

@@ -19,7 +19,7 @@ from foregate.predictors.memory.nearby import BITS, keys
 from foregate.predictors.memory.terms import (
     AGE,
     BEFORE,
-    KEPT,
+    FADE,
     MEAN,
     PRIOR,
     TINY,
@@ -55,7 +55,7 @@ class Bank(Predictor):
     horizon: int = 1
     seed: int = 0
     frequency_: Float32 = field(init=False, repr=False)
-    theta_: Float64 = field(init=False, repr=False)  # [horizon, 2, 25] at the middle layer, and by depth; see `terms`
+    terms_: Float64 = field(init=False, repr=False)  # [horizon, 2, 25] see `terms`: at the middle layer, and by depth
     experts_: Int = field(init=False, repr=False)  # [T, L, k]
     weights_: Float32 = field(init=False, repr=False)
     follows_: Bool = field(init=False, repr=False)  # [T] whether the row before is of the same sequence
@@ -87,7 +87,7 @@ class Bank(Predictor):
             learn(bank, (trace.token_id, starts), trace.spec.num_experts, limits, (distance, self.seed))
             for distance in range(1, self.horizon + 1)
         ]
-        self.theta_ = np.stack(thetas)
+        self.terms_ = np.stack(thetas)
         return self
 
     def predict(self, query: Query) -> Float32:
@@ -97,7 +97,7 @@ class Bank(Predictor):
         """As `predict`, but some rows of the training trace do not vote: for training tokens, their own prompt's."""
         layers = query.spec.num_layers
         scores = np.empty((query.rows, query.spec.num_experts), dtype=np.float32)
-        start, slope = self.theta_[min(query.distance, self.horizon) - 1]
+        start, slope = self.terms_[min(query.distance, self.horizon) - 1]
         theta = start + slope * (query.target / layers - 0.5)
         worth = (theta[: MEAN + 1] @ basis(query.layer)).astype(np.float32)
         context = (theta[BEFORE:AGE] @ surroundings(query.target, layers)).astype(np.float32)
@@ -186,7 +186,7 @@ def _vote(
             if age[c] > 0:
                 _add((experts, weights), (row[c], target), np.exp(exponent[c] - best), part, votes)
                 _add((experts, weights[:0]), (row[c], target), 1.0, part, counts[0])
-                _add((experts, weights[:0]), (row[c], target), KEPT ** age[c], part, counts[1])
+                _add((experts, weights[:0]), (row[c], target), FADE ** age[c], part, counts[1])
             else:
                 _add(bank, (row[c], target), np.exp(exponent[c] - best), part, votes)
         log_lifts(counts, frequency, lifts)

@@ -13,7 +13,7 @@ from foregate.predictors.memory.terms import (
     AGE,
     BANK,
     BEFORE,
-    KEPT,
+    FADE,
     MEAN,
     SAME,
     START,
@@ -162,7 +162,7 @@ def _examples(
                 for slot in range(len(part)):
                     if part[slot] > 0:
                         counts[0, experts[other, target[r], slot]] += 1 / len(part)
-                        counts[1, experts[other, target[r], slot]] += KEPT ** age[c] / len(part)
+                        counts[1, experts[other, target[r], slot]] += FADE ** age[c] / len(part)
             else:
                 terms[place, BANK] = 1
             for tokens in range(same[c]):

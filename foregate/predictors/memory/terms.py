@@ -36,7 +36,7 @@ START[PRIOR], START[POWER] = 3, 0.8
 """Where fitting starts."""
 TINY = 1e-30  # keeps every expert's vote above zero
 SMOOTH = np.array([4.0, 1.0])  # pseudo-tokens of `frequency` in the lift, and in that of late
-KEPT = 0.5 ** (1 / 20)  # what a token later is left of a count of late
+FADE = 0.5 ** (1 / 20)  # what a token later is left of a count of late
 
 
 def basis(layer: int) -> Float32:
