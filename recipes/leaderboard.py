@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,9 @@ COST = {
 """What predictors take beside a counting one, roughly: the order of work and the time left follow from it."""
 AFTER = {"online": "fusion"}
 """Begun when the other is done on the same trace: it goes on from the one that was kept."""
+
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -187,16 +191,27 @@ def _worked_off(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, float,
         while (task := _next(todo, ())) is not None:
             yield examine(task)
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # what the new processes start with: one core each
     running: dict[Future[tuple[Task, float, str]], Task] = {}
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with _one_core_each(), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         while todo or running:
             while len(running) < jobs and (task := _next(todo, running.values())) is not None:
                 running[pool.submit(examine, task)] = task
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[future]
                 yield future.result()
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """New processes start with one thread in each library that would take all cores."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update({name: value or "1" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name in THREADS:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _next(todo: list[Task], running: Iterable[Task]) -> Task | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -162,7 +163,9 @@ def test_side_by_side_it_also_waits(
     run: Callable[..., int], recipes: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes["leaderboard"], "AFTER", dict.fromkeys(FEW[:2], FEW[2]))
+    before = dict(os.environ)
     assert run("--only", "one", "--jobs", 2) == 0
+    assert dict(os.environ) == before, "libraries here would take another number of threads from now on"
     written = sorted(results(tmp_path).items(), key=lambda item: item[1])
     assert written[0][0].name.startswith(FEW[2])
 

@@ -24,6 +24,7 @@ from foregate.predictors.memory.terms import (
     PRIOR,
     TINY,
     basis,
+    count_set,
     distribution,
     log_lifts,
     surroundings,
@@ -159,7 +160,7 @@ def _vote(
     now = np.zeros((experts.shape[1], E + 1), dtype=np.float32)
     before = np.zeros_like(now)
     part = np.zeros(experts.shape[2], dtype=np.float32)
-    counts, lifts = np.zeros((2, E)), np.zeros((2, E))
+    counts, lifts, late = np.zeros((2, E)), np.zeros((2, E)), FADE ** np.arange(window + 1)
     found = room(window, limits[0])
     row, follows, age, same = found
     exponent = np.empty(len(row))
@@ -185,8 +186,7 @@ def _vote(
         for c in range(count):
             if age[c] > 0:
                 _add((experts, weights), (row[c], target), np.exp(exponent[c] - best), part, votes)
-                _add((experts, weights[:0]), (row[c], target), 1.0, part, counts[0])
-                _add((experts, weights[:0]), (row[c], target), FADE ** age[c], part, counts[1])
+                count_set(experts[row[c], target], late[age[c]], counts)
             else:
                 _add(bank, (row[c], target), np.exp(exponent[c] - best), part, votes)
         log_lifts(counts, frequency, lifts)

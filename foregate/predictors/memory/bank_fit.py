@@ -19,6 +19,7 @@ from foregate.predictors.memory.terms import (
     START,
     TERMS,
     basis,
+    count_set,
     log_lifts,
     loss_and_gradient,
     surroundings,
@@ -159,10 +160,7 @@ def _examples(
                     terms[place, BEFORE + term] = likeness(before, experts, weights, other - 1, around[target[r], term])
             if age[c] > 0:
                 terms[place, AGE] = -np.log(age[c])
-                for slot in range(len(part)):
-                    if part[slot] > 0:
-                        counts[0, experts[other, target[r], slot]] += 1 / len(part)
-                        counts[1, experts[other, target[r], slot]] += FADE ** age[c] / len(part)
+                count_set(experts[other, target[r]], FADE ** age[c], counts)
             else:
                 terms[place, BANK] = 1
             for tokens in range(same[c]):

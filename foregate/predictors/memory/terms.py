@@ -103,6 +103,16 @@ def distribution(votes: Float64, lifts: Float64, frequency: Float32, theta: Floa
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
+def count_set(experts: Int, late: float, counts: Float64) -> None:
+    """Add a routed set, its experts in equal parts, to the counts [2, E]: of all, and of late."""
+    size = (experts >= 0).sum()
+    for expert in experts:
+        if expert >= 0:
+            counts[0, expert] += 1 / size
+            counts[1, expert] += late / size
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def log_lifts(counts: Float64, frequency: Float32, into: Float64) -> None:
     """Write log((counts + SMOOTH * frequency) / (total + SMOOTH) / frequency) of both counts [2, E]."""
     for which in range(2):
