@@ -53,9 +53,8 @@ COST = {
 """What predictors take beside a counting one, roughly: the order of work and the time left follow from it."""
 AFTER = {"online": "fusion"}
 """Begun when the other is done on the same trace: it goes on from the one that was kept."""
-
-
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""What libraries read, when a process starts, to know how many threads to take."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Task:
     @property
     def name(self) -> str:
         """The predictor's, without its options."""
-        return self.component.partition(":")[0]
+        return _name(self.component)
 
     def goes_on_from(self, other: "Task") -> bool:
         """Whether it is to begin when the other is done."""
@@ -132,7 +131,7 @@ def planned(subjects: Sequence[Subject], options: argparse.Namespace) -> tuple[l
         boards.append(board)
         content = digest(trace)
         for component in subject.components():
-            name = component.partition(":")[0]
+            name = _name(component)
             reason = missing(build(PREDICTORS, component), trace)
             if reason is not None:
                 board.left_out[component] = reason
@@ -155,6 +154,10 @@ def planned(subjects: Sequence[Subject], options: argparse.Namespace) -> tuple[l
                 )
             )
     return boards, tasks
+
+
+def _name(component: str) -> str:
+    return component.partition(":")[0]
 
 
 def _gathered(subject: Subject, data: Path, path: Path) -> bool:
